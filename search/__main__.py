@@ -1,0 +1,5 @@
+"""`python -m search` is `transfer-search`."""
+
+from search.cli import main
+
+main()

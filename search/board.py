@@ -1,0 +1,198 @@
+"""What a person sees while a search runs: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from search.spec import SearchSpec
+from search.study import Assignment, Ending
+from search.study import Progress as Counts
+
+__all__ = ["Board", "duration", "progress_bar", "short"]
+
+_ROWS = 12
+_STYLES = {
+    "RUNNING": "cyan",
+    Ending.COMPLETED.value: "green",
+    Ending.PRUNED.value: "dim",
+    Ending.INTERRUPTED.value: "yellow",
+}
+
+
+class Board:
+    """Shows a search as it goes; an `Observer` of its trials.
+
+    Args:
+        spec: what is searched.
+        console: where to show it.
+        counts: how far the search is.
+        best: number and value of the best trial so far, if any.
+        until: when the time is over, in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        spec: SearchSpec,
+        console: Console,
+        *,
+        counts: Callable[[], Counts],
+        best: Callable[[], tuple[int, float] | None],
+        until: float | None = None,
+    ) -> None:
+        self._spec = spec
+        self._console = console
+        self._counts = counts
+        self._best = best
+        self._until = until
+        self._began = time.time()
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._metric = next(iter(spec.search.objective))
+        self._knobs = [name for name, domain in spec.space.items() if domain.sampled]
+        self._shown: tuple[Counts, tuple[int, float] | None] = (counts(), best())
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Keeps the table on the terminal while the block runs."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(
+            get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True
+        ):
+            yield
+
+    def trial_started(self, assignment: Assignment) -> None:
+        self._rows[assignment.number] = {
+            "state": "RUNNING",
+            "epoch": 0,
+            "epochs": assignment.hparams.max_epochs,
+            "value": None,
+            "params": assignment.hparams.active,
+        }
+        self._refresh()
+
+    def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        self._rows[number].update(epoch=epoch, value=metrics[self._metric])
+
+    def attempt_failed(self, number: int, reason: str) -> None:
+        last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
+        self._console.print(f"trial {number}: an attempt failed: {last}", style="red", markup=False)
+
+    def trial_ended(
+        self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str
+    ) -> None:
+        row = self._rows[number]
+        row["state"] = ending.value
+        if best:
+            row["value"] = best[self._metric]
+        if not self._console.is_terminal:
+            self._console.print(self._line(number, row), markup=False, highlight=False)
+        for old in sorted(self._rows)[:-200]:
+            if self._rows[old]["state"] != "RUNNING":
+                del self._rows[old]
+
+    def told(self) -> None:
+        """The study knows what the board was told: counts and the best trial are read again."""
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._shown = (self._counts(), self._best())
+
+    def _line(self, number: int, row: Mapping[str, Any]) -> str:
+        value = "" if row["value"] is None else f" {self._metric} {row['value']:.4f}"
+        return (
+            f"trial {number:>3} {row['state'].lower():<11} epoch {row['epoch']}/{row['epochs']}"
+            f"{value}  {self._described(row['params'])}"
+        )
+
+    def _described(self, params: Mapping[str, Any]) -> str:
+        return " ".join(f"{name}={short(params[name])}" for name in self._knobs if name in params)
+
+    def _render(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in ("trial", "state", "epoch", self._metric, "hyperparameters"):
+            table.add_column(title, no_wrap=title != "hyperparameters", overflow="ellipsis")
+        for number in sorted(self._rows)[-_ROWS:]:
+            row = self._rows[number]
+            table.add_row(
+                str(number),
+                Text(row["state"].lower(), style=_STYLES.get(row["state"], "red")),
+                f"{row['epoch']}/{row['epochs']}",
+                "" if row["value"] is None else f"{row['value']:.4f}",
+                Text(self._described(row["params"]), no_wrap=True, overflow="ellipsis"),
+            )
+        return Group(self._headline(), table)
+
+    def _headline(self) -> Text:
+        counts, best = self._shown
+        parts = [
+            f"{self._spec.name}: {counts.counted}/{counts.budget} trials",
+            f"{counts.running} running",
+            f"{counts.pruned} pruned",
+            f"{counts.failed} failed",
+            f"best {best[1]:.4f} (trial {best[0]})" if best else "no best yet",
+            duration(time.time() - self._began),
+        ]
+        if self._until is not None:
+            parts.append(f"{duration(max(0, self._until - time.time()))} left")
+        return Text("  ·  ".join(parts), style="bold")
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A callable (what, done, total) that shows slow work as bars, or as a few plain lines."""
+    if not console.is_terminal:
+        yield _plain(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _plain(console: Console) -> Callable[[str, int, int], None]:
+    last: dict[str, float] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        began = last.setdefault(what, now)
+        if now - began > 5:
+            console.print(f"{what}: {done} of {total}", markup=False, highlight=False)
+            last[what] = now
+
+    return show
+
+
+def short(value: Any) -> str:
+    """A hyperparameter as a table shows it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45s, 3m20s, 2h05m."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m"

@@ -1,0 +1,547 @@
+"""The command line: parse, delegate, print."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from search.errors import BadInput, TransferSearchError
+
+if TYPE_CHECKING:
+    from search.home import Home
+
+app = typer.Typer(
+    help="Search the hyperparameters of image transfer learning: Ray Tune runs the trials, "
+    "Optuna chooses them, MLflow shows them.\n\nBegin with: transfer-search launch "
+    "examples/quickstart.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=False)
+errors = Console(stderr=True)
+
+
+class Format(StrEnum):
+    """What a model is exported as."""
+
+    PT2 = "pt2"
+    SAFETENSORS = "safetensors"
+    ONNX = "onnx"
+
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        help="Folder of searches; else TRANSFER_SEARCH_HOME, else ./searches.",
+        show_default=False,
+    ),
+]
+NameArgument = Annotated[str, typer.Argument(help="The search's name.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+
+
+@app.command()
+def launch(
+    spec: Annotated[Path, typer.Argument(help="The spec, a YAML file.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="A name in place of the spec's.")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="path.to.key=value in place of the spec's; may be repeated."),
+    ] = None,
+    detach: Annotated[bool, typer.Option(help="Run in the background and return.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check everything, print the plan, run nothing.")
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """Check a spec and run its search."""
+    from search.home import Home
+    from search.spec import read_spec
+
+    checked = read_spec(spec, override or (), name=name)
+    place = Home.of(checked.name, home)
+    if dry_run:
+        _dry_run(checked, place)
+    elif detach:
+        _detach(spec, checked.name, override or [], place)
+    else:
+        from search.launch import launch as run
+
+        outcome = run(checked, place, console)
+        _farewell(place, outcome.value)
+
+
+def _dry_run(checked: Any, place: Home) -> None:
+    from search.board import progress_bar
+    from search.launch import plan
+
+    with progress_bar(console) as progress:
+        planned = plan(checked, place, progress)
+    for line in planned.lines():
+        console.print(line, markup=False, highlight=False)
+
+
+def _detach(spec: Path, name: str, override: list[str], place: Home) -> None:
+    """Starts the same launch in a process of its own, and waits until it drives the search."""
+    place.make()
+    command = [sys.executable, "-m", "search", "launch", str(spec), "--name", name]
+    command += [f"--set={each}" for each in override] + ["--home", str(place.root.parent)]
+    with (place.root / "output.log").open("ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    while not place.spec.exists():
+        if process.poll() is not None:
+            text = (place.root / "output.log").read_text(encoding="utf-8", errors="replace")
+            raise BadInput(
+                text.strip().splitlines()[-1] if text.strip() else "the launch ended at once"
+            )
+        time.sleep(0.2)
+    console.print(
+        f"search {name} runs in process {process.pid}; watch it with "
+        f"`transfer-search status {name} --watch`",
+        markup=False,
+        highlight=False,
+    )
+
+
+@app.command()
+def resume(
+    name: NameArgument,
+    trials: Annotated[int | None, typer.Option(min=1, help="A new total of trials.")] = None,
+    time_left: Annotated[
+        str | None, typer.Option("--time", help="Time from now, such as 1h; else what is left.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option(help="Run failed trials again, as new ones.")
+    ] = False,
+    home: HomeOption = None,
+) -> None:
+    """Go on with a search that was stopped, killed, or given more to do."""
+    from search.home import Home
+    from search.launch import resume as run
+    from search.spec import seconds_of
+
+    place = Home.existing(name, home)
+    seconds = None if time_left is None else seconds_of(time_left)
+    outcome = run(place, console, trials=trials, seconds=seconds, retry_failed=retry_failed)
+    _farewell(place, outcome.value)
+
+
+@app.command()
+def stop(
+    name: NameArgument,
+    final: Annotated[bool, typer.Option(help="For good: what runs is given up.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Stop a running search in order; `resume` goes on with it unless --final."""
+    import socket
+
+    from search.home import Home
+
+    place = Home.existing(name, home)
+    driver = place.driver()
+    if driver is not None:
+        if driver["host"] != socket.gethostname():
+            raise BadInput(f"the search {name!r} is driven on {driver['host']}; stop it there")
+        os.kill(driver["pid"], signal.SIGTERM)
+        with console.status("stopping"):
+            while place.driver() is not None:
+                time.sleep(0.2)
+    if final:
+        from search.launch import abandon
+
+        given_up = abandon(place)
+        console.print(f"search {name} is over; {given_up} trials were given up")
+    elif driver is None:
+        console.print(f"search {name} was not running")
+    else:
+        console.print(f"search {name} is stopped; `transfer-search resume {name}` goes on")
+
+
+@app.command("list")
+def list_searches(as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """List the searches and how far they are."""
+    from search.home import Home
+    from search.results import summary
+
+    rows = [summary(place) for place in Home.all(home)]
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("search", "state", "trials", "best", "trial", box=None)
+    for row in rows:
+        best = "" if row["value"] is None else f"{row['value']:.4f}"
+        trials = f"{row['counted']}/{row['budget']}"
+        table.add_row(row["search"], row["state"], trials, best, str(row["best_trial"] or ""))
+    console.print(table if rows else "no searches yet; begin with `transfer-search launch SPEC`")
+
+
+@app.command()
+def status(
+    name: NameArgument,
+    watch: Annotated[
+        bool, typer.Option(help="Show it again every two seconds until it ends.")
+    ] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Show how far a search is."""
+    from search.home import Home
+    from search.results import summary
+
+    place = Home.existing(name, home)
+    while True:
+        row = summary(place)
+        if as_json:
+            _print_json(row)
+        else:
+            best = (
+                "none yet"
+                if row["value"] is None
+                else f"{row['value']:.4f} (trial {row['best_trial']})"
+            )
+            console.print(
+                f"{name}: {row['state'].lower()}, {row['counted']}/{row['budget']} trials, "
+                f"{row['running']} running, {row['pruned']} pruned, {row['failed']} failed, best {best}",
+                markup=False,
+                highlight=False,
+            )
+        if not watch or row["state"] != "RUNNING":
+            return
+        time.sleep(2)
+
+
+@app.command()
+def logs(
+    name: NameArgument,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the log grows.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Print the driver's log."""
+    from search.home import Home
+
+    place = Home.existing(name, home)
+    if not place.log.exists():
+        return
+    with place.log.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            text = file.read()
+            if text:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            elif not follow or place.driver() is None:
+                return
+            else:
+                time.sleep(0.5)
+
+
+@app.command()
+def trials(
+    name: NameArgument,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """List a search's trials."""
+    from search.board import short
+    from search.home import Home
+    from search.results import trial_rows
+
+    rows = trial_rows(Home.existing(name, home), linked=as_json or as_csv)
+    if as_json:
+        _print_json(rows)
+    elif as_csv:
+        flat = [{**row, "params": json.dumps(row["params"])} for row in rows]
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(flat[0]) if flat else ["trial"])
+        writer.writeheader()
+        writer.writerows(flat)
+    else:
+        table = Table("trial", "state", "value", "epochs", "hyperparameters", box=None)
+        for row in rows:
+            value = "" if row["value"] is None else f"{row['value']:.4f}"
+            params = " ".join(f"{key}={short(value)}" for key, value in row["params"].items())
+            table.add_row(
+                str(row["trial"]), row["state"].lower(), value, str(row["epochs"]), params
+            )
+        console.print(table)
+
+
+@app.command()
+def best(name: NameArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """Show the best trial and where its model is."""
+    from search.home import Home
+    from search.results import best_rows
+
+    place = Home.existing(name, home)
+    rows = best_rows(place)
+    if as_json:
+        _print_json(rows[0] if len(rows) == 1 else rows)
+    else:
+        for row in rows:
+            _show_winner(row)
+
+
+@app.command()
+def export(
+    name: NameArgument,
+    to: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    trial: Annotated[int | None, typer.Option(min=0, help="A trial in place of the best.")] = None,
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option("--format", help="May be repeated; pt2 and safetensors if not given."),
+    ] = None,
+    register: Annotated[
+        str | None, typer.Option(help="Register the trial's model in MLflow under this name.")
+    ] = None,
+    alias: Annotated[str | None, typer.Option(help="Alias of the registered version.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Write a whole model, check it against the trial's recorded metric, and register it."""
+    from search.export import export_trial, register_model
+    from search.home import Home
+
+    place = Home.existing(name, home)
+    if alias and not register:
+        raise BadInput("--alias needs --register MODEL")
+    wanted = [each.value for each in formats or [Format.PT2, Format.SAFETENSORS]]
+    for line in export_trial(place, to, trial=trial, formats=wanted, console=console):
+        console.print(line, markup=False, highlight=False)
+    if register:
+        version = register_model(place, trial, register, alias)
+        console.print(
+            f"registered {register} version {version}" + (f" as {alias}" if alias else "")
+        )
+    console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
+
+
+@app.command()
+def predict(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What `export` wrote.", show_default=False)
+    ],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Classify image files with an exported model."""
+    from search.export import open_export
+
+    missing = [str(path) for path in images if not path.is_file()]
+    if missing:
+        raise BadInput(f"there is no file {', '.join(missing)}; give the paths of image files")
+    classifier = open_export(folder)
+    try:
+        found = classifier.predict(images)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    rows = [
+        {
+            "image": str(path),
+            "label": row.label,
+            "probability": float(row.probability),
+            "probabilities": dict(
+                zip(classifier.card.classes, map(float, row.probabilities), strict=True)
+            ),
+        }
+        for path, row in zip(images, found.itertuples(), strict=True)
+    ]
+    if as_json:
+        _print_json(rows)
+    else:
+        for row in rows:
+            console.print(
+                f"{row['image']}: {row['label']} ({row['probability']:.3f})", markup=False
+            )
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    name: Annotated[
+        str | None, typer.Option(help="A search, for the store it writes to; else the newest.")
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Start MLflow's pages on the store of the searches."""
+    from search.tracking import ui_command
+
+    command = ui_command(_newest(name, home), port)
+    console.print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    os.execv(command[0], command)
+
+
+def _newest(name: str | None, home: Path | None) -> str:
+    """The tracking address of a search; of the newest where no name is given; else the default."""
+    from search.home import Home
+    from search.spec import Tracking, read_spec
+
+    places = [Home.existing(name, home)] if name else Home.all(home)
+    if not places:
+        return Tracking().uri
+    newest = max(places, key=lambda place: place.spec.stat().st_mtime)
+    return read_spec(newest.spec).tracking_uri
+
+
+@app.command()
+def doctor(
+    name: Annotated[str | None, typer.Argument(help="A search; all if not given.")] = None,
+    repair: Annotated[bool, typer.Option(help="Mend what can be mended.")] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Check that Optuna, MLflow and the home agree."""
+    from search.doctor import examine
+    from search.home import Home
+
+    places = [Home.existing(name, home)] if name else Home.all(home)
+    findings = {place.name: examine(place, repair=repair) for place in places}
+    if as_json:
+        _print_json(findings)
+    else:
+        for search, found in findings.items():
+            for finding in found:
+                console.print(f"{search}: {finding}", markup=False, highlight=False)
+            if not found:
+                console.print(f"{search}: all agree")
+    if any(findings.values()) and not repair:
+        raise typer.Exit(1)
+
+
+@app.command("backbones")
+def list_backbones(
+    pattern: Annotated[
+        str | None, typer.Argument(help="A part of a name, or a glob: 'timm/*lite*'.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the backbones, and whether their weights are on this machine."""
+    from trainables.backbones import available
+
+    found = available(pattern)
+    if as_json:
+        _print_json([vars(info) for info in found])
+        return
+    table = Table("backbone", "parameters", "image size", "weights at hand", box=None)
+    for info in found:
+        parameters = "" if info.parameters is None else f"{info.parameters:,}"
+        table.add_row(
+            info.name, parameters, str(info.image_size), "yes" if info.weights_at_hand else ""
+        )
+    console.print(table)
+
+
+@app.command("policies")
+def list_policies(
+    preview: Annotated[
+        Path | None, typer.Option(help="Draw every policy on this image file.")
+    ] = None,
+    to: Annotated[Path, typer.Option(help="Where the drawing goes.")] = Path("policies.png"),
+    as_json: JsonOption = False,
+) -> None:
+    """List the augmentation policies and what each does; draw them on an image."""
+    from search.preview import draw_policies, policy_lines
+
+    lines = policy_lines()
+    if as_json:
+        _print_json(lines)
+    else:
+        for policy, steps in lines.items():
+            console.print(f"{policy}: {'; '.join(steps)}", markup=False, highlight=False)
+    if preview is not None:
+        draw_policies(preview, to)
+        console.print(f"drawn to {to}")
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _show_winner(row: dict[str, Any]) -> None:
+    from search.board import short
+
+    console.print(
+        f"best trial {row['trial']}: {row['value']:.4f} at epoch {row['epoch']}", style="bold"
+    )
+    params = "  ".join(f"{key}={short(value)}" for key, value in row["params"].items())
+    console.print(f"  {params}", markup=False, highlight=False)
+    if row["mlflow_run_url"]:
+        console.print(f"  MLflow: {row['mlflow_run_url']}", markup=False, soft_wrap=True)
+
+
+def _farewell(place: Home, outcome: str) -> None:
+    """What the search found and what to type next."""
+    from search.results import best_rows, summary
+
+    row = summary(place)
+    console.print(
+        f"search {place.name}: {outcome.lower().replace('_', ' ')}; {row['completed']} completed, "
+        f"{row['pruned']} pruned, {row['failed']} failed, {row['running']} interrupted",
+        markup=False,
+        highlight=False,
+    )
+    if row["best_trial"] is None:
+        console.print(
+            f"no trial completed; see `transfer-search logs {place.name}`", style="yellow"
+        )
+        if outcome == "FINISHED":
+            raise typer.Exit(1)
+        return
+    for winner in best_rows(place):
+        _show_winner(winner)
+    commands = ["ui", f"trials {place.name}", f"export {place.name} --to exports/{place.name}"]
+    if outcome != "FINISHED":
+        commands.insert(0, f"resume {place.name}")
+    console.print(
+        "next:", *(f"  transfer-search {command}" for command in commands), sep="\n", markup=False
+    )
+
+
+@contextmanager
+def _explained() -> Any:
+    """Turns the errors that a user can meet into one message and an exit code."""
+    try:
+        yield
+    except TransferSearchError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("interrupted", style="yellow")
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("TRANSFER_SEARCH_DEBUG"):
+            raise
+        logging.getLogger(__name__).exception("unexpected")
+        errors.print(
+            f"error: {type(error).__name__}: {error}\nThis is a defect of transfer-search, or of what "
+            "lies under it; set TRANSFER_SEARCH_DEBUG=1 to see where, and report it",
+            style="red",
+            markup=False,
+            highlight=False,
+        )
+        sys.exit(1)
+
+
+def main(run: Callable[[], Any] = app) -> None:
+    """Entry point of the console script."""
+    with _explained():
+        run()

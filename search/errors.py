@@ -1,0 +1,86 @@
+"""The errors a user can meet, and how each is said.
+
+    TransferSearchError          exit 1: the search or a part under it failed
+    ├── BadInput                 exit 2: what was asked for cannot be done; nothing was started
+    │   ├── SpecError            a spec or an override, with every problem found
+    │   ├── UnknownSearch        no search of that name
+    │   └── SearchBusy           another driver holds the search
+    ├── ExportMismatch           an exported model does not reproduce the recorded metric
+    └── TrackingError            MLflow cannot be reached or refused
+
+Each says what was given, where, what is allowed and what to do. Errors of other libraries are
+translated where they are met, with the original as cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = [
+    "BadInput",
+    "ExportMismatch",
+    "Problem",
+    "SearchBusy",
+    "SpecError",
+    "TrackingError",
+    "TransferSearchError",
+    "UnknownSearch",
+]
+
+
+class TransferSearchError(Exception):
+    """Anything that ends a command in a way that its user can understand."""
+
+    exit_code = 1
+
+
+class BadInput(TransferSearchError):
+    """The command cannot do what was asked; nothing was started or changed."""
+
+    exit_code = 2
+
+
+class UnknownSearch(BadInput):
+    """No search has that name in this home."""
+
+
+class SearchBusy(BadInput):
+    """Another driver holds the search."""
+
+
+class ExportMismatch(TransferSearchError):
+    """An exported model does not reproduce the metric recorded for its trial."""
+
+
+class TrackingError(TransferSearchError):
+    """MLflow cannot be reached, or refused what was sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing wrong with a spec.
+
+    Attributes:
+        place: dotted path of the field, with its line where it is known.
+        given: the value as the user wrote it; None where something is missing.
+        message: what is allowed, and how to mend it.
+    """
+
+    place: str
+    given: str | None
+    message: str
+
+    def __str__(self) -> str:
+        given = "" if self.given is None else f" is {self.given}"
+        return f"{self.place}{given}: {self.message}"
+
+
+class SpecError(BadInput):
+    """A spec that cannot run; carries all its problems."""
+
+    def __init__(self, source: str, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        title = f"{source} has {count} problem{'s' if count > 1 else ''}:"
+        super().__init__("\n".join([title, *(f"  - {problem}" for problem in self.problems)]))

@@ -1,0 +1,204 @@
+"""A search's home: all its paths on one object, and the lock that lets one driver at a time work there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from search.errors import BadInput, SearchBusy, UnknownSearch
+
+__all__ = ["NAME", "Home", "searches_root"]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""What a search may be called: it becomes a folder, an MLflow run and a Ray job."""
+
+_HEARTBEAT_SECONDS = 5.0
+_STALE_SECONDS = 60.0
+
+
+def searches_root(given: Path | None = None) -> Path:
+    """Where searches live: `given`, else TRANSFER_SEARCH_HOME, else `searches` in this folder."""
+    return (
+        Path(given or os.environ.get("TRANSFER_SEARCH_HOME") or "searches").expanduser().resolve()
+    )
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of one search."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, name: str, searches: Path | None = None) -> Home:
+        """The home of the search `name`, whether or not it exists.
+
+        Raises:
+            BadInput: if `name` could leave the folder of searches.
+        """
+        if not NAME.fullmatch(name):
+            raise BadInput(
+                f"the name {name!r} is not allowed: use letters, digits, dots, dashes and "
+                "underscores, starting with a letter or digit, at most 63"
+            )
+        return cls(searches_root(searches) / name)
+
+    @classmethod
+    def existing(cls, name: str, searches: Path | None = None) -> Home:
+        """The home of a search that was launched.
+
+        Raises:
+            UnknownSearch: if there is none.
+        """
+        home = cls.of(name, searches)
+        if not home.spec.is_file():
+            known = sorted(other.name for other in cls.all(searches))
+            raise UnknownSearch(
+                f"there is no search {name!r} in {home.root.parent}; "
+                + (f"there are: {', '.join(known)}" if known else "launch one first")
+            )
+        return home
+
+    @classmethod
+    def all(cls, searches: Path | None = None) -> list[Home]:
+        """Every search's home, by name."""
+        return [cls(spec.parent) for spec in sorted(searches_root(searches).glob("*/spec.yaml"))]
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.yaml"
+
+    @property
+    def study_url(self) -> str:
+        return f"sqlite:///{self.root / 'study.db'}"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def ray(self) -> Path:
+        return self.root / "ray"
+
+    @property
+    def outbox(self) -> Path:
+        return self.root / "outbox"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "driver.log"
+
+    def trial(self, number: int) -> Path:
+        """Where the trial keeps its state and its model."""
+        return self.checkpoints / f"{number:05d}"
+
+    def make(self) -> None:
+        """Makes the home's folders.
+
+        Raises:
+            BadInput: if they cannot be written.
+        """
+        try:
+            for folder in (self.root, self.checkpoints, self.outbox):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.root / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise BadInput(
+                f"cannot write the search's home {self.root}: {error.strerror}; give a folder that "
+                "you may write with --home DIR or TRANSFER_SEARCH_HOME"
+            ) from error
+
+    def driver(self) -> dict[str, Any] | None:
+        """Who drives the search now: `pid`, `host`, `since`, `beat`; None if nobody does."""
+        record = self._record()
+        if record is None or not self._alive(record):
+            return None
+        return record
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Makes this process the search's driver, with a heartbeat for drivers on other hosts.
+
+        Raises:
+            SearchBusy: if another driver is alive; says who and where.
+        """
+        lock = FileLock(self.root / "driver.lock")
+        try:
+            lock.acquire(timeout=1)  # a moment, since whoever asks who drives holds it too
+        except Timeout as error:
+            raise SearchBusy(self._busy(self._record() or {})) from error
+        try:
+            record = self._record()
+            if record and record["host"] != socket.gethostname() and self._alive(record):
+                raise SearchBusy(self._busy(record))
+            ended = threading.Event()
+            since = time.time()
+            self._beat(since)
+            beat = threading.Thread(target=self._beats, args=(since, ended), daemon=True)
+            beat.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                beat.join()
+                (self.root / "driver.json").unlink(missing_ok=True)
+        finally:
+            lock.release()
+
+    def _record(self) -> dict[str, Any] | None:
+        try:
+            record: dict[str, Any] = json.loads((self.root / "driver.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return record
+
+    def _alive(self, record: dict[str, Any]) -> bool:
+        if record["host"] != socket.gethostname():
+            return bool(time.time() - record["beat"] < _STALE_SECONDS)
+        lock = FileLock(self.root / "driver.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def _busy(self, record: dict[str, Any]) -> str:
+        who = f" (process {record['pid']} on {record['host']})" if record else ""
+        return (
+            f"the search {self.name!r} is being run by another driver{who}; watch it with "
+            f"`transfer-search status {self.name} --watch`, or end it first with "
+            f"`transfer-search stop {self.name}`"
+        )
+
+    def _beat(self, since: float) -> None:
+        record = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": since,
+            "beat": time.time(),
+        }
+        temporary = self.root / "driver.json.tmp"
+        temporary.write_text(json.dumps(record))
+        os.replace(temporary, self.root / "driver.json")
+
+    def _beats(self, since: float, ended: threading.Event) -> None:
+        while not ended.wait(_HEARTBEAT_SECONDS):
+            self._beat(since)

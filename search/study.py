@@ -1,0 +1,418 @@
+"""The study: the one durable truth about every trial, and the table of how trials end."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, cast
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from search import space
+from search.errors import TransferSearchError
+from search.home import Home
+from search.spec import SearchSpec
+from trainables.hparams import HParams
+from trainables.seeds import derived_seed
+
+__all__ = ["ENDINGS", "Assignment", "Ending", "Progress", "Row", "SearchStudy", "TrialRecord"]
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class Ending(Enum):
+    """What can happen to a trial."""
+
+    COMPLETED = "COMPLETE"
+    PRUNED = "PRUNED"
+    DIVERGED = "DIVERGED"
+    ERRORED = "ERRORED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    INTERRUPTED = "INTERRUPTED"
+    ABANDONED = "ABANDONED"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an ending is to Optuna and to MLflow, and whether it counts toward the budget of trials.
+
+    `optuna` is None where the trial stays RUNNING, for `resume` to go on with.
+    """
+
+    optuna: TrialState | None
+    mlflow: str
+    counts: bool
+
+
+ENDINGS: Mapping[Ending, Row] = {
+    Ending.COMPLETED: Row(TrialState.COMPLETE, "FINISHED", True),
+    Ending.PRUNED: Row(TrialState.PRUNED, "KILLED", True),
+    Ending.DIVERGED: Row(TrialState.FAIL, "FAILED", True),
+    Ending.ERRORED: Row(TrialState.FAIL, "FAILED", True),
+    Ending.OUT_OF_MEMORY: Row(TrialState.FAIL, "FAILED", True),
+    Ending.INTERRUPTED: Row(None, "KILLED", False),
+    Ending.ABANDONED: Row(TrialState.FAIL, "KILLED", True),
+}
+
+_ENDING = "ending"
+_HPARAMS = "hparams"
+_STARTED = "started"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial to run: its Optuna number, hyperparameters, and how often it was begun before."""
+
+    number: int
+    hparams: HParams
+    begun: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search is."""
+
+    completed: int
+    pruned: int
+    failed: int
+    running: int
+    budget: int
+
+    @property
+    def counted(self) -> int:
+        return self.completed + self.pruned + self.failed
+
+    @property
+    def left(self) -> int:
+        return max(0, self.budget - self.counted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """What the study knows of a trial.
+
+    Attributes:
+        number: Optuna's.
+        state: Optuna's, by name.
+        ending: None while it runs.
+        reason: why it was pruned or failed.
+        value: of the best epoch, by the first objective; None before the first.
+        best_epoch: its number, from 1.
+        epochs: how many epochs were reported.
+        params: the hyperparameters that something read.
+        mlflow_run_id: None where MLflow was away when the trial began.
+    """
+
+    number: int
+    state: str
+    ending: Ending | None
+    reason: str
+    value: float | None
+    best_epoch: int | None
+    epochs: int
+    params: Mapping[str, Any]
+    mlflow_run_id: str | None
+
+
+class SearchStudy:
+    """One search's Optuna study, with the few operations that a driver needs."""
+
+    def __init__(self, study: optuna.Study, spec: SearchSpec) -> None:
+        self._study = study
+        self.spec = spec
+        self._trials: dict[int, optuna.Trial] = {}
+
+    @classmethod
+    def create(cls, spec: SearchSpec, home: Home) -> SearchStudy:
+        """A new study with the default trial enqueued, or the one that is already there."""
+        study = optuna.create_study(
+            study_name=spec.name,
+            storage=_storage(spec, home),
+            directions=list(spec.search.objective.values()),
+            load_if_exists=True,
+        )
+        if "search_id" not in study.user_attrs:
+            study.set_user_attr("search_id", uuid.uuid4().hex)
+            study.set_user_attr("budget", spec.search.trials)
+        if spec.search.sampler != "grid":
+            study.enqueue_trial(space.default_params(spec), skip_if_exists=True)
+        return cls._ready(study, spec)
+
+    @classmethod
+    def open(cls, spec: SearchSpec, home: Home) -> SearchStudy:
+        """The study of a search that was launched.
+
+        Raises:
+            TransferSearchError: if its storage holds no such study.
+        """
+        try:
+            study = optuna.load_study(study_name=spec.name, storage=_storage(spec, home))
+        except KeyError as error:
+            raise TransferSearchError(
+                f"Optuna's storage of the search {spec.name!r} holds no study of that name; "
+                f"it was deleted, or {home.root} is another's: launch the spec under a new name"
+            ) from error
+        return cls._ready(study, spec)
+
+    @classmethod
+    def _ready(cls, study: optuna.Study, spec: SearchSpec) -> SearchStudy:
+        study.sampler = _sampler(spec, len(study.get_trials(deepcopy=False)))
+        study.pruner = _pruner(spec)
+        return cls(study, spec)
+
+    # What is
+
+    @property
+    def search_id(self) -> str:
+        """Names the search for ever, whatever its folder is called."""
+        return str(self._study.user_attrs["search_id"])
+
+    @property
+    def budget(self) -> int:
+        """Trials that the search may count; `resume --trials` raises it."""
+        return int(self._study.user_attrs.get("budget", self.spec.search.trials))
+
+    @budget.setter
+    def budget(self, trials: int) -> None:
+        self._study.set_user_attr("budget", trials)
+
+    @property
+    def seconds_spent(self) -> float:
+        """Time that drivers have worked on the search."""
+        return float(self._study.user_attrs.get("seconds_spent", 0.0))
+
+    @seconds_spent.setter
+    def seconds_spent(self, seconds: float) -> None:
+        self._study.set_user_attr("seconds_spent", seconds)
+
+    @property
+    def parent_run(self) -> str | None:
+        """MLflow's id of the search's parent run."""
+        run = self._study.user_attrs.get("mlflow_run_id")
+        return None if run is None else str(run)
+
+    @parent_run.setter
+    def parent_run(self, run: str) -> None:
+        self._study.set_user_attr("mlflow_run_id", run)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial that was begun, by number."""
+        return [
+            trial
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state != TrialState.WAITING
+        ]
+
+    def progress(self) -> Progress:
+        states = [trial.state for trial in self.trials()]
+        return Progress(
+            completed=states.count(TrialState.COMPLETE),
+            pruned=states.count(TrialState.PRUNED),
+            failed=states.count(TrialState.FAIL),
+            running=states.count(TrialState.RUNNING),
+            budget=self.budget,
+        )
+
+    def best(self) -> list[FrozenTrial]:
+        """The best trial, or the Pareto front of several objectives; empty before one completes.
+
+        Ties go to the earlier trial.
+        """
+        if self.spec.multi_objective:
+            return sorted(self._study.best_trials, key=lambda trial: trial.number)
+        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        sign = -1 if self._study.direction == StudyDirection.MAXIMIZE else 1
+        return sorted(complete, key=lambda trial: (sign * cast(float, trial.value), trial.number))[
+            :1
+        ]
+
+    def leader(self) -> tuple[int, float] | None:
+        """Number and value (of the first objective) of the best trial so far."""
+        best = self.best()
+        return (best[0].number, best[0].values[0]) if best else None
+
+    def best_epoch(self, number: int) -> dict[str, float] | None:
+        """The best epoch of a trial as far as the study was told: its number and its value."""
+        values = self._frozen(number).intermediate_values
+        if not values or self.spec.multi_objective:
+            return None
+        ((metric, direction),) = self.spec.search.objective.items()
+        best = max if direction == "maximize" else min
+        epoch = best(values, key=lambda each: values[each])
+        return {"epoch": epoch, metric: values[epoch]}
+
+    def records(self) -> list[TrialRecord]:
+        """Every trial that was begun, by number."""
+        return [self._record(trial) for trial in self.trials()]
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        told = trial.user_attrs.get(_ENDING)
+        if trial.state == TrialState.RUNNING:
+            told = None
+        best = told["best"] if told else self.best_epoch(trial.number)
+        metric = next(iter(self.spec.search.objective))
+        stored = trial.user_attrs.get(_HPARAMS)
+        return TrialRecord(
+            number=trial.number,
+            state=trial.state.name,
+            ending=Ending(told["ending"]) if told else None,
+            reason=told["reason"] if told else "",
+            value=best[metric] if best else None,
+            best_epoch=int(best["epoch"]) if best else None,
+            epochs=max(trial.intermediate_values, default=int(best["epoch"]) if best else 0),
+            params=HParams.from_dict(stored).active if stored else trial.params,
+            mlflow_run_id=trial.user_attrs.get("mlflow_run_id"),
+        )
+
+    # What happens
+
+    def retry_failed(self) -> None:
+        """Enqueues the parameters of every failed trial, and raises the budget by as many."""
+        failed = [trial for trial in self.trials() if trial.state == TrialState.FAIL]
+        for trial in failed:
+            self._study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+        self.budget += len(failed)
+
+    def interrupted(self) -> list[int]:
+        """Numbers of the trials that are RUNNING though no driver runs them, to be handed out first."""
+        return [
+            trial.number
+            for trial in self.trials()
+            if trial.state == TrialState.RUNNING and trial.number not in self._trials
+        ]
+
+    def continue_trial(self, number: int) -> Assignment:
+        """Takes an interrupted trial up again, with the hyperparameters that it was begun with."""
+        frozen = self._frozen(number)
+        trial = self._trials[number] = self._trial(number)
+        begun = int(frozen.user_attrs.get(_STARTED, 0))
+        stored = frozen.user_attrs.get(_HPARAMS)
+        hparams = HParams.from_dict(stored) if stored else self._suggest(trial)
+        return Assignment(number, hparams, begun)
+
+    def ask(self) -> Assignment:
+        """A new trial's number and hyperparameters."""
+        trial = self._study.ask()
+        self._trials[trial.number] = trial
+        return Assignment(trial.number, self._suggest(trial), 0)
+
+    def _suggest(self, trial: optuna.Trial) -> HParams:
+        seed = derived_seed(self.spec.search.seed, "trial", trial.number)
+        hparams = space.suggest(trial, self.spec, seed)
+        trial.set_user_attr(_HPARAMS, hparams.to_dict())
+        return hparams
+
+    def started(
+        self, assignment: Assignment, *, tune_trial_id: str, mlflow_run_id: str | None
+    ) -> None:
+        """Writes down who runs the trial, before it starts."""
+        trial = self._trials[assignment.number]
+        trial.set_user_attr(_STARTED, assignment.begun + 1)
+        trial.set_user_attr("tune_trial_id", tune_trial_id)
+        if mlflow_run_id is not None:
+            trial.set_user_attr("mlflow_run_id", mlflow_run_id)
+
+    def report(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Tells Optuna an epoch's value, and returns whether its pruner would stop the trial."""
+        if self.spec.multi_objective:
+            return False
+        trial = self._trials[number]
+        (metric,) = self.spec.search.objective
+        if epoch not in self._frozen(number).intermediate_values:  # a resumed trial repeats epochs
+            trial.report(metrics[metric], epoch)
+        return trial.should_prune()
+
+    def end(
+        self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str = ""
+    ) -> None:
+        """Tells a trial's ending once; an interrupted trial stays as it is, for `resume`.
+
+        Args:
+            number: Optuna's number of the trial.
+            ending: a row of the table.
+            best: metrics of the best epoch and its number as `epoch`; None if no epoch ended.
+            reason: for people: why it was pruned or failed.
+        """
+        row = ENDINGS[ending]
+        if row.optuna is None:
+            return
+        trial = self._trials.pop(number, None) or self._trial(number)
+        trial.set_user_attr(_ENDING, {"ending": ending.value, "reason": reason, "best": best})
+        values = None
+        if row.optuna == TrialState.COMPLETE:
+            assert best is not None, f"trial {number} completed without an epoch"
+            values = [best[metric] for metric in self.spec.search.objective]
+        self._study.tell(trial, values, state=row.optuna)
+
+    def _trial(self, number: int) -> optuna.Trial:
+        return optuna.trial.Trial(self._study, self._frozen(number)._trial_id)
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+
+def _storage(spec: SearchSpec, home: Home) -> RDBStorage:
+    if spec.storage_url is not None:
+        return RDBStorage(spec.storage_url, engine_kwargs={"pool_pre_ping": True})
+    path = home.root / "study.db"
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+        # Write-ahead logging without a flush each commit: a killed driver loses nothing, a lost
+        # power supply at most the last commits, and a trial's dozens of writes cost milliseconds.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+    return RDBStorage(home.study_url, engine_kwargs={"creator": connect})
+
+
+def _sampler(spec: SearchSpec, begun: int) -> BaseSampler:
+    """The sampler; its seed moves on with the trials begun, since a resumed one would repeat itself."""
+    seed = derived_seed(spec.search.seed, "sampler", begun) % 2**32
+    samplers = optuna.samplers
+    match spec.search.sampler:
+        case "tpe":
+            with warnings.catch_warnings():
+                # `multivariate` and `group` are marked experimental; conditional spaces need them.
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                return samplers.TPESampler(
+                    seed=seed, multivariate=True, group=True, constant_liar=True
+                )
+        case "random":
+            return samplers.RandomSampler(seed=seed)
+        case "gp":
+            return samplers.GPSampler(seed=seed)
+        case "cmaes":
+            return samplers.CmaEsSampler(seed=seed)
+        case "qmc":
+            return samplers.QMCSampler(seed=derived_seed(spec.search.seed, "qmc") % 2**32)
+        case "nsga2":
+            return samplers.NSGAIISampler(seed=seed)
+        case "grid":
+            return samplers.GridSampler(space.grid(spec), seed=spec.search.seed)
+
+
+def _pruner(spec: SearchSpec) -> BasePruner:
+    pruners = optuna.pruners
+    match spec.search.pruner:
+        case "asha":
+            return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
+        case "hyperband":
+            return pruners.HyperbandPruner(max_resource=spec.search.max_epochs)
+        case "median":
+            return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+        case "wilcoxon":
+            return pruners.WilcoxonPruner()
+        case "none":
+            return pruners.NopPruner()

@@ -1,0 +1,326 @@
+"""Ray Tune as muscle: adapters that let one Optuna study search and prune, and the run itself.
+
+Tune holds no truth here. `Conductor` decides everything from the study; the searcher and the scheduler
+only pass on what Tune says. A trial's state lives in its own folder, so a retry, a move to another
+node and a resumed search all go the same way: the trainable finds the state and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from search.errors import BadInput
+from search.home import Home
+from search.spec import SearchSpec
+from search.study import Assignment, Ending, SearchStudy
+from trainables.image_transfer import BEST, ImageTransfer, TrialConfig
+from trainables.loop import METRICS, STATE_FILE
+
+__all__ = ["Conductor", "Observer", "capacity", "local_ray", "run_trials"]
+
+log = logging.getLogger(__name__)
+
+_TUNE_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Nothing reads Tune's snapshots of its own state, and a failed one would end the search.
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": str(10**9),
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+class Observer(Protocol):
+    """Whoever is told what happens to trials; never asked for a decision."""
+
+    def trial_started(self, assignment: Assignment) -> None: ...
+
+    def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None: ...
+
+    def attempt_failed(self, number: int, reason: str) -> None: ...
+
+    def trial_ended(
+        self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str
+    ) -> None: ...
+
+
+class Conductor:
+    """Hands out trials and decides after each epoch, all from the study.
+
+    Args:
+        study: the truth.
+        home: where trials keep their state.
+        config: what is the same for every trial.
+        limit: how many trials may run at once.
+        observers: told of everything, in this order, before the study is.
+        run_of: MLflow's run id of a trial that `observers` were told has started.
+        should_stop: whether to hand out no more.
+    """
+
+    def __init__(
+        self,
+        study: SearchStudy,
+        home: Home,
+        config: Mapping[str, Any],
+        *,
+        limit: int,
+        observers: Sequence[Observer],
+        run_of: Callable[[int], str | None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.study = study
+        self.home = home
+        self.should_stop = should_stop
+        self._config = dict(config)
+        self._limit = limit
+        self._observers = observers
+        self._run_of = run_of
+        self._waiting = study.interrupted()
+        self._begun = len(study.trials())
+        self._numbers: dict[str, int] = {}
+        self._max_epochs: dict[int, int] = {}
+        self._errors: dict[int, str] = {}
+        self._last: dict[int, Mapping[str, float]] = {}
+
+    @property
+    def live(self) -> list[int]:
+        """Numbers of the trials that are handed out and have not ended."""
+        return list(self._numbers.values())
+
+    def next(self, tune_id: str) -> dict[str, Any] | str | None:
+        """A trial's configuration; None for none yet; FINISHED for none ever again."""
+        if self.should_stop():
+            return str(Searcher.FINISHED)
+        if len(self._numbers) >= self._limit:
+            return None
+        if self._waiting:
+            assignment = self.study.continue_trial(self._waiting.pop(0))
+        elif self._begun < self.study.budget:
+            assignment = self.study.ask()
+            self._begun += 1
+        else:
+            return str(Searcher.FINISHED)
+        number = assignment.number
+        self._numbers[tune_id] = number
+        self._max_epochs[number] = assignment.hparams.max_epochs
+        for observer in self._observers:
+            observer.trial_started(assignment)
+        self.study.started(assignment, tune_trial_id=tune_id, mlflow_run_id=self._run_of(number))
+        return dict(
+            TrialConfig(
+                number=number,
+                hparams=assignment.hparams.to_dict(),
+                folder=str(self.home.trial(number)),
+                **self._config,
+            )
+        )
+
+    def after_epoch(self, tune_id: str, result: Mapping[str, Any]) -> bool:
+        """Takes an epoch's result; whether the trial goes on."""
+        number = self._numbers[tune_id]
+        epoch = int(result["epoch"])
+        metrics = {name: float(result[name]) for name in METRICS}
+        best = {
+            name: float(result[f"{BEST}/{name}"])
+            for name in ("epoch", *METRICS)
+            if f"{BEST}/{name}" in result
+        }
+        self._last[number] = best
+        for observer in self._observers:
+            observer.epoch_ended(number, epoch, metrics)
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            self._end(tune_id, Ending.DIVERGED, f"{', '.join(broken)} not finite at epoch {epoch}")
+            return False
+        pruned = self.study.report(number, epoch, metrics)
+        if epoch >= self._max_epochs[number]:
+            self._end(tune_id, Ending.COMPLETED)
+            return False
+        if pruned:
+            pruner = self.study.spec.search.pruner
+            self._end(tune_id, Ending.PRUNED, f"{pruner} pruned it at epoch {epoch}")
+            return False
+        return True
+
+    def error(self, tune_id: str, reason: str) -> None:
+        """Keeps what a trial failed of; Tune says next whether it retries."""
+        number = self._numbers[tune_id]
+        self._errors[number] = reason
+        for observer in self._observers:
+            observer.attempt_failed(number, reason)
+
+    def failed(self, tune_id: str) -> None:
+        """Ends a trial that Tune gave up."""
+        reason = self._errors.pop(
+            self._numbers[tune_id], "the trial's process ended without a word"
+        )
+        memory = "OutOfMemoryError" in reason
+        self._end(tune_id, Ending.OUT_OF_MEMORY if memory else Ending.ERRORED, reason)
+
+    def stopped(self) -> None:
+        """Ends what still runs when the search stops before its time: `resume` goes on with it."""
+        for tune_id in list(self._numbers):
+            self._end(tune_id, Ending.INTERRUPTED, "the search was stopped")
+
+    def known(self, tune_id: str) -> bool:
+        """Whether the trial is handed out and has not ended."""
+        return tune_id in self._numbers
+
+    def _end(self, tune_id: str, ending: Ending, reason: str = "") -> None:
+        number = self._numbers.pop(tune_id)
+        best = self._last.pop(number, None) or None
+        for observer in self._observers:
+            observer.trial_ended(number, ending, best, reason)
+        self.study.end(number, ending, best, reason)
+        if ending is not Ending.INTERRUPTED:
+            (self.home.trial(number) / STATE_FILE).unlink(missing_ok=True)
+
+
+class _StudySearcher(Searcher):  # type: ignore[misc]
+    """Tune's searcher: asks the conductor."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__()
+        self._conductor = conductor
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        return self._conductor.next(trial_id)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        if error and self._conductor.known(trial_id):
+            self._conductor.failed(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study's storage is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the study's storage is the state."""
+
+
+class _StudyScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Tune's scheduler: asks the conductor after each epoch.
+
+    The trainable never says that it is done. So every result comes here, the last one too, and there
+    is one place where a trial ends.
+    """
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__()
+        self._conductor = conductor
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if not self._conductor.known(trial.trial_id):
+            return str(self.STOP)
+        goes_on = self._conductor.after_epoch(trial.trial_id, result)
+        return str(self.CONTINUE if goes_on else self.STOP)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        if self._conductor.known(trial.trial_id):
+            self._conductor.error(trial.trial_id, _traceback(trial))
+
+
+class _StopWhen(Stopper):  # type: ignore[misc]
+    """Stops all trials when the search was told to stop or its time is over."""
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self._should_stop = should_stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._should_stop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it into snapshots that nobody reads
+
+
+def _traceback(trial: Trial) -> str:
+    path = trial.error_file
+    if path and os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()[-20_000:]
+    return "the trial's process ended without a word"
+
+
+@contextmanager
+def local_ray(cpus: int | None = None, gpus: int | None = None) -> Iterator[None]:
+    """A Ray of this process's own, which ends with the block."""
+    os.environ.update(
+        {name: os.environ.get(name, value) for name, value in _TUNE_ENVIRONMENT.items()}
+    )
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=256 * 2**20,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def capacity(spec: SearchSpec) -> int:
+    """How many of the spec's trials the cluster can run at once.
+
+    Raises:
+        BadInput: if it cannot run one.
+    """
+    have = ray.cluster_resources()
+    fits = [
+        math.floor(have.get(kind, 0) / need + 1e-9)
+        for kind, need in (("CPU", spec.resources.cpu), ("GPU", spec.resources.gpu))
+        if need
+    ]
+    if min(fits) < 1:
+        raise BadInput(
+            f"a trial asks for cpu {spec.resources.cpu:g} and gpu {spec.resources.gpu:g} (resources), "
+            f"but the cluster has CPU {have.get('CPU', 0):g} and GPU {have.get('GPU', 0):g}; "
+            "ask for less, e.g. --set resources.gpu=0"
+        )
+    return min(fits)
+
+
+def run_trials(conductor: Conductor, *, trainable: type[tune.Trainable] = ImageTransfer) -> None:
+    """Runs trials until the budget is met or the conductor says stop. Ray must be running."""
+    spec = conductor.study.spec
+    tune.run(
+        trainable,
+        name=f"tune-{int(time.time())}",
+        storage_path=str(conductor.home.ray),
+        search_alg=_StudySearcher(conductor),
+        scheduler=_StudyScheduler(conductor),
+        num_samples=2**31,
+        resources_per_trial={"cpu": spec.resources.cpu, "gpu": spec.resources.gpu},
+        reuse_actors=True,
+        max_failures=spec.search.retries,
+        stop=_StopWhen(conductor.should_stop),
+        raise_on_failed_trial=False,
+        verbose=0,
+        trial_dirname_creator=lambda trial: trial.trial_id,
+    )
+    conductor.stopped()

@@ -1,0 +1,229 @@
+"""The node's cache: tensors that many trials want, computed once and kept under a name of their content.
+
+A key names everything that could change the bytes, so an entry is never wrong, only absent. Entries
+are written to a temporary file and renamed, carry a digest that is checked on every read, and are
+evicted least recently used first. Deleting any part of the cache at any time is safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+__all__ = ["Cache", "Usage", "default_root", "digest"]
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = ".safetensors"
+_LOCK_STRIPES = 3  # hexadecimal digits of the key that name its lock file
+_POLL_SECONDS = 0.02
+
+
+def default_root() -> Path:
+    """`~/.cache/transfer-search`, or below XDG_CACHE_HOME where that is set."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "transfer-search"
+
+
+def digest(parts: Mapping[str, Any]) -> str:
+    """The key of whatever `parts` (JSON values) names, as 40 hexadecimal digits."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
+
+
+@dataclass
+class Usage:
+    """What one process did with the cache since it began."""
+
+    hits: int = 0
+    computed: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    compute_seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+
+class Cache:
+    """A bounded store of tensors on this node's disk, shared by every process that names its root.
+
+    Args:
+        root: folder of the cache; made when first written.
+        max_bytes: bound on the sum of the entries' sizes; the least recently used go first.
+    """
+
+    def __init__(self, root: Path, max_bytes: int = 20 * 2**30) -> None:
+        self.root = root
+        self.max_bytes = max_bytes
+        self.usage = Usage()
+        self._unswept = max_bytes  # so that the first write measures what is there
+
+    def read(self, key: str) -> torch.Tensor | None:
+        """The entry of `key`, or None where there is none that is whole."""
+        path = self._path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor = file.get_tensor("value")
+                expected = (file.metadata() or {}).get("digest")
+        except (OSError, SafetensorError):
+            # Absent, or torn by a crash of the machine: either way it is computed again.
+            return None
+        if _content_digest(tensor) != expected:
+            log.warning("cache entry %s does not match its digest; computing it again", path)
+            path.unlink(missing_ok=True)
+            return None
+        try:
+            os.utime(path)
+        except OSError:
+            pass  # evicted or deleted meanwhile; what was read is whole
+        self.usage.hits += 1
+        self.usage.bytes_read += tensor.nbytes
+        return tensor
+
+    def write(self, key: str, tensor: torch.Tensor) -> None:
+        """Keeps `tensor` under `key`; a disk that is full or read-only costs the entry, not the trial."""
+        tensor = tensor.contiguous()
+        data = save({"value": tensor}, metadata={"digest": _content_digest(tensor)})
+        path = self._path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                os.replace(temporary, path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            log.warning("cannot write to the cache %s: %s; going on without", self.root, error)
+            return
+        self.usage.bytes_written += len(data)
+        self._unswept += len(data)
+        if self._unswept > self.max_bytes // 50:
+            self.sweep()
+
+    def fetch(
+        self,
+        keys: Sequence[str],
+        compute: Callable[[int], torch.Tensor],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[torch.Tensor]:
+        """The entries of all `keys`, computing what nobody has: `compute(i)` makes that of `keys[i]`.
+
+        Processes that want the same keys share the work: each computes what no other is computing,
+        starts at a place of its own, and waits only when nothing else is left. One lock is held at a
+        time and none while waiting, so there is no deadlock.
+        """
+        values: dict[int, torch.Tensor] = {}
+        first = os.getpid() % max(1, len(keys))
+        pending = [*range(first, len(keys)), *range(first)]
+        while pending:
+            left = []
+            for index in pending:
+                value = self._entry(keys[index], lambda i=index: compute(i))  # type: ignore[misc]
+                if value is None:
+                    left.append(index)
+                    continue
+                values[index] = value
+                if progress:
+                    progress(len(values), len(keys))
+            if len(left) == len(pending):
+                time.sleep(_POLL_SECONDS)
+                self.usage.wait_seconds += _POLL_SECONDS
+            pending = left
+        return [values[index] for index in range(len(keys))]
+
+    def _entry(self, key: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+        """The entry, computed if need be; None while another process computes it."""
+        value = self.read(key)
+        if value is not None:
+            return value
+        with self._lock(key) as held:
+            if not held:
+                return None
+            value = self.read(key)  # another process may have finished it just before
+            if value is not None:
+                return value
+            began = time.perf_counter()
+            value = compute()
+            self.usage.compute_seconds += time.perf_counter() - began
+            self.usage.computed += 1
+            self.write(key, value)
+            return value
+
+    def entries(self) -> list[tuple[Path, int, float]]:
+        """Path, bytes and time of last use of every entry, least recently used first."""
+        found = []
+        for path in (self.root / "objects").rglob("*" + _SUFFIX):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            found.append((path, status.st_size, status.st_mtime))
+        return sorted(found, key=lambda entry: entry[2])
+
+    def sweep(self, max_bytes: int | None = None) -> int:
+        """Evicts the least recently used entries until at most `max_bytes` are left; returns bytes freed."""
+        bound = self.max_bytes if max_bytes is None else max_bytes
+        self._unswept = 0
+        entries = self.entries()
+        excess = sum(size for _, size, _ in entries) - bound
+        freed = 0
+        for path, size, _ in entries:
+            if freed >= excess:
+                break
+            path.unlink(missing_ok=True)
+            freed += size
+        for leftover in (self.root / "objects").rglob("*.tmp"):
+            # A writer that was killed leaves its temporary file; one that lives renames it in seconds.
+            try:
+                if time.time() - leftover.stat().st_mtime > 3600:
+                    leftover.unlink()
+            except FileNotFoundError:
+                continue
+        return freed
+
+    def _path(self, key: str) -> Path:
+        return self.root / "objects" / key[:2] / (key + _SUFFIX)
+
+    @contextmanager
+    def _lock(self, key: str) -> Iterator[bool]:
+        """Holds the key's lock, or yields False at once where another process has it.
+
+        The lock is the kernel's, on a file: it goes when its process goes, however that ends.
+        """
+        folder = self.root / "locks"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / f"{key[:_LOCK_STRIPES]}.lock")
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        except OSError:
+            yield True  # no lock to be had on a read-only disk: computing twice is the lesser evil
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+
+def _content_digest(tensor: torch.Tensor) -> str:
+    content = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=20)
+    content.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return content.hexdigest()

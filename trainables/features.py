@@ -1,0 +1,99 @@
+"""Features of a frozen trunk: a pure function of image, view, weights and preprocessing, computed once.
+
+A view is one draw of the augmentation policy for every image. Views are numbered, their randomness
+depends on the number and the image alone, and each is computed when the first trial asks for it: a
+trial pruned after one epoch never pays for the second view.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainables.augment import Policy
+from trainables.cache import Cache, digest
+from trainables.data import Frames
+from trainables.model import TransferModel
+from trainables.seeds import derived_seed, sample_seeds
+
+__all__ = ["FrozenFeatures"]
+
+_CODE_VERSION = 1  # raise it when the same key would give other bytes
+_CHUNK = 128  # images of one cache entry: small enough for two workers to share a view
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenFeatures:
+    """The features that a frozen trunk gives for a list of images, view by view.
+
+    Attributes:
+        model: its trunk is in eval mode and does not train.
+        trunk_key: text that names the trunk's weights and preprocessing.
+        frames: the images.
+        indices: which of them, int64 [N].
+        policy: what a view applies; a policy that is the identity has one view, number 0.
+        data_key: fingerprint of the data.
+        cache: where views are kept; None computes them anew each time.
+        dtype: how they are kept: float16 for training, float32 where a metric is computed.
+        device: where the trunk runs.
+        progress: called with (what, done, total) while a view is computed.
+    """
+
+    model: TransferModel
+    trunk_key: str
+    frames: Frames
+    indices: Tensor
+    policy: Policy
+    data_key: str
+    cache: Cache | None
+    dtype: torch.dtype
+    device: torch.device
+    progress: Callable[[str, int, int], None] | None = None
+
+    def view(self, number: int) -> Tensor:
+        """Features of one view, [N, F] in the kept dtype, on the device."""
+        number = 0 if self.policy.is_identity else number
+        chunks = self.indices.split(_CHUNK)
+
+        def compute(position: int) -> Tensor:
+            return self._features(chunks[position], number)
+
+        def show(done: int, total: int) -> None:
+            if self.progress:
+                self.progress(f"features, view {number}", done, total)
+
+        if self.cache is None:
+            parts = [compute(position) for position in range(len(chunks))]
+        else:
+            parts = self.cache.fetch([self._key(chunk, number) for chunk in chunks], compute, show)
+        return torch.cat(parts).to(self.device)
+
+    def _key(self, chunk: Tensor, number: int) -> str:
+        return digest(
+            {
+                "code": _CODE_VERSION,
+                "torch": torch.__version__,
+                "trunk": self.trunk_key,
+                "data": self.data_key,
+                "images": hashlib.blake2b(chunk.numpy().tobytes(), digest_size=16).hexdigest(),
+                "policy": self.policy.key,
+                "view": number,
+                "dtype": str(self.dtype),
+                "device": self.device.type,
+            }
+        )
+
+    def _features(self, chunk: Tensor, number: int) -> Tensor:
+        root = derived_seed("view", number)
+        parts = []
+        for batch in chunk.split(_BATCH):
+            frames = self.frames[batch].to(self.device)
+            inputs = self.policy(frames, sample_seeds(root, batch).to(self.device))
+            with torch.no_grad():
+                parts.append(self.model.features(inputs).to("cpu", self.dtype))
+        return torch.cat(parts)

@@ -1,0 +1,119 @@
+"""The Tune trainable: a dictionary in, one epoch a step, everything else in `loop`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any, TypedDict
+
+from ray import tune
+
+from trainables import backbones
+from trainables.cache import Cache
+from trainables.data import DataConfig, ImageData, load
+from trainables.hparams import HParams
+from trainables.loop import Monitor, Settings, Training
+
+__all__ = ["BEST", "ImageTransfer", "TrialConfig"]
+
+BEST = "best"
+"""Key of the best epoch's metrics in a result."""
+
+_STATE_SECONDS = 10.0
+
+
+class TrialConfig(TypedDict):
+    """What a trial is told, in plain values.
+
+    Attributes:
+        number: the trial's number in its study.
+        hparams: as `HParams.to_dict` gives them.
+        folder: where the trial keeps its state and its model; on storage that all nodes share.
+        data: as `DataConfig.to_dict` gives it.
+        settings: fields of `Settings`; its monitor as fields of `Monitor`.
+        cache_dir: root of the node's cache.
+        cache_bytes: bound of the cache; 0: frozen features are not kept.
+    """
+
+    number: int
+    hparams: dict[str, Any]
+    folder: str
+    data: dict[str, Any]
+    settings: dict[str, Any]
+    cache_dir: str
+    cache_bytes: int
+
+
+class ImageTransfer(tune.Trainable):  # type: ignore[misc]
+    """One trial of transfer learning on an actor that stays warm between trials.
+
+    The data, the backbones and the cache stay in the process. A trial that left a state in its folder
+    goes on from there, whichever process and node it is on. It never says that it is done: whoever
+    reads its results decides.
+    """
+
+    def setup(self, config: TrialConfig) -> None:
+        self.reset_config(config)
+
+    def reset_config(self, new_config: TrialConfig) -> bool:
+        # Real work waits for the first step, where Tune retries what fails.
+        self._trial = new_config
+        self._training: Training | None = None
+        self._saved = time.monotonic()
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Runs one epoch and gives its metrics, `epoch`, and the best epoch's metrics under `best`."""
+        if self._training is None:
+            self._training = _training(self._trial)
+        training, folder = self._training, Path(self._trial["folder"])
+        metrics = training.run_epoch()
+        if training.improved:
+            training.save_model(folder)
+        if time.monotonic() - self._saved > _STATE_SECONDS and not training.finished:
+            training.save_state(folder)
+            self._saved = time.monotonic()
+        return {
+            **metrics,
+            "epoch": training.epoch,
+            BEST: training.best or {},
+            "node": platform.node(),
+            "pid": os.getpid(),
+        }
+
+    def cleanup(self) -> None:
+        self._training = None
+
+
+def _training(trial: TrialConfig) -> Training:
+    settings = {**trial["settings"], "monitor": Monitor(**trial["settings"]["monitor"])}
+    hparams = HParams.from_dict(trial["hparams"])
+    training = Training(
+        hparams,
+        _data(trial["cache_dir"], **trial["data"]),
+        _backbone(hparams.backbone, hparams.weights, hparams.image_size),
+        settings=Settings(**settings),
+        cache=_cache(trial["cache_dir"], trial["cache_bytes"]) if trial["cache_bytes"] else None,
+    )
+    folder = Path(trial["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    training.load_state(folder)
+    return training
+
+
+@functools.lru_cache(maxsize=1)
+def _data(cache_dir: str, **config: Any) -> ImageData:
+    return load(DataConfig.from_dict(config), cache_dir=Path(cache_dir))
+
+
+@functools.lru_cache(maxsize=4)
+def _backbone(name: str, weights: str, image_size: int | None) -> backbones.Backbone:
+    return backbones.build(name, weights=weights, image_size=image_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _cache(root: str, max_bytes: int) -> Cache:
+    return Cache(Path(root), max_bytes)

@@ -1,0 +1,111 @@
+"""What a source of labelled images is, and what all kinds of sources share."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Listing",
+    "Source",
+    "enumeration",
+    "identity",
+    "named_split",
+    "printable",
+    "state",
+    "suggestion",
+]
+
+_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Listing:
+    """Labelled images, not yet decoded.
+
+    Attributes:
+        classes: the names of the labels.
+        labels: int64 [N].
+        given: int64 [N], each one's position in `SPLITS`, or `UNSPLIT`.
+        names: what to call each image to a person.
+        paths: the files, or None where `pixels` holds the images.
+        pixels: uint8 [N, 1 or 3, h, w].
+        notes: what a person should know of what was found.
+    """
+
+    classes: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    given: npt.NDArray[np.int64]
+    names: list[str]
+    paths: list[str] | None = None
+    pixels: npt.NDArray[np.uint8] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """Images that can be listed.
+
+    Attributes:
+        identity: hex; changes when a file changes size, time or mode, or comes or goes.
+        listing: reads what there is, which may take a while.
+    """
+
+    identity: str
+    listing: Callable[[], Listing]
+
+
+def identity(kind: str, parts: Iterable[str]) -> str:
+    """The hex digest of a kind of source and what tells its state."""
+    digest = hashlib.blake2b(kind.encode(), digest_size=16)
+    for part in parts:
+        digest.update(b"\0" + os.fsencode(part))
+    return digest.hexdigest()
+
+
+def state(path: str | Path | os.DirEntry[str]) -> str:
+    """Size, time of change and mode of a file, as text; `missing` where there is none."""
+    try:
+        found = path.stat() if isinstance(path, os.DirEntry) else os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_mode}"
+
+
+def enumeration(names: Sequence[str]) -> str:
+    """The first names and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
+
+
+def printable(text: str) -> str:
+    """The text with whatever cannot be written as UTF-8 replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def named_split(name: str) -> str | None:
+    """The split that a folder or a cell of a manifest means, if it means one."""
+    return _ALIASES.get(name.strip().lower())
+
+
+def suggestion(given: str, allowed: Sequence[str]) -> str:
+    """A question for the name that was probably meant; empty if none is close."""
+    lowered = {name.lower(): name for name in allowed}
+    close = difflib.get_close_matches(given.lower().replace("_", "-"), lowered, n=1)
+    return f"; did you mean {lowered[close[0]]}?" if close else ""
