@@ -95,7 +95,9 @@ class Board:
         if best:
             row["value"] = best[self._metric]
         if not self._console.is_terminal:
-            self._console.print(self._line(number, row), markup=False, highlight=False)
+            self._console.print(
+                self._line(number, row), markup=False, highlight=False, soft_wrap=True
+            )
         for old in sorted(self._rows)[:-200]:
             if self._rows[old]["state"] != "RUNNING":
                 del self._rows[old]

@@ -96,7 +96,7 @@ def _dry_run(checked: Any, place: Home) -> None:
     with progress_bar(console) as progress:
         planned = plan(checked, place, progress)
     for line in planned.lines():
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _detach(spec: Path, name: str, override: list[str], place: Home) -> None:
@@ -483,7 +483,7 @@ def _show_winner(row: dict[str, Any]) -> None:
         f"best trial {row['trial']}: {row['value']:.4f} at epoch {row['epoch']}", style="bold"
     )
     params = "  ".join(f"{key}={short(value)}" for key, value in row["params"].items())
-    console.print(f"  {params}", markup=False, highlight=False)
+    console.print(f"  {params}", markup=False, highlight=False, soft_wrap=True)
     if row["mlflow_run_url"]:
         console.print(f"  MLflow: {row['mlflow_run_url']}", markup=False, soft_wrap=True)
 

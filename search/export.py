@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,10 @@ def _write_pt2(loaded: LoadedModel, path: Path) -> None:
 
 def _read_pt2(path: Path) -> Classifier:
     extra = {_CARD: ""}
-    program = torch.export.load(path, extra_files=extra)
+    with warnings.catch_warnings():
+        # Weights that share memory are stored once, of which loading makes a warning.
+        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
+        program = torch.export.load(path, extra_files=extra)
     return Classifier(program.module(), _card(extra[_CARD], path))
 
 

@@ -182,7 +182,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
         temporary.write_text(spec.to_yaml(), encoding="utf-8")
         os.replace(temporary, home.spec)
         for line in planned.data.report.lines():
-            console.print(line, markup=False, highlight=False)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         return _run(spec, home, console, SearchStudy.create(spec, home))
 
 

@@ -407,7 +407,7 @@ def _pruner(spec: SearchSpec) -> BasePruner:
     pruners = optuna.pruners
     match spec.search.pruner:
         case "asha":
-            return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
+            return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
         case "hyperband":
             return pruners.HyperbandPruner(max_resource=spec.search.max_epochs)
         case "median":

