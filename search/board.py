@@ -65,9 +65,7 @@ class Board:
         if not self._console.is_terminal:
             yield
             return
-        with Live(
-            get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True
-        ):
+        with Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True):
             yield
 
     def trial_started(self, assignment: Assignment) -> None:
@@ -87,17 +85,13 @@ class Board:
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
         self._console.print(f"trial {number}: an attempt failed: {last}", style="red", markup=False)
 
-    def trial_ended(
-        self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str
-    ) -> None:
+    def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         row = self._rows[number]
         row["state"] = ending.value
         if best:
             row["value"] = best[self._metric]
         if not self._console.is_terminal:
-            self._console.print(
-                self._line(number, row), markup=False, highlight=False, soft_wrap=True
-            )
+            self._console.print(self._line(number, row), markup=False, highlight=False, soft_wrap=True)
         for old in sorted(self._rows)[:-200]:
             if self._rows[old]["state"] != "RUNNING":
                 del self._rows[old]

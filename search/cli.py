@@ -67,9 +67,7 @@ def launch(
         typer.Option("--set", help="path.to.key=value in place of the spec's; may be repeated."),
     ] = None,
     detach: Annotated[bool, typer.Option(help="Run in the background and return.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option(help="Check everything, print the plan, run nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check everything, print the plan, run nothing.")] = False,
     home: HomeOption = None,
 ) -> None:
     """Check a spec and run its search."""
@@ -111,13 +109,10 @@ def _detach(spec: Path, name: str, override: list[str], place: Home) -> None:
     while not place.spec.exists():
         if process.poll() is not None:
             text = (place.root / "output.log").read_text(encoding="utf-8", errors="replace")
-            raise BadInput(
-                text.strip().splitlines()[-1] if text.strip() else "the launch ended at once"
-            )
+            raise BadInput(text.strip().splitlines()[-1] if text.strip() else "the launch ended at once")
         time.sleep(0.2)
     console.print(
-        f"search {name} runs in process {process.pid}; watch it with "
-        f"`transfer-search status {name} --watch`",
+        f"search {name} runs in process {process.pid}; watch it with `transfer-search status {name} --watch`",
         markup=False,
         highlight=False,
     )
@@ -130,9 +125,7 @@ def resume(
     time_left: Annotated[
         str | None, typer.Option("--time", help="Time from now, such as 1h; else what is left.")
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option(help="Run failed trials again, as new ones.")
-    ] = False,
+    retry_failed: Annotated[bool, typer.Option(help="Run failed trials again, as new ones.")] = False,
     home: HomeOption = None,
 ) -> None:
     """Go on with a search that was stopped, killed, or given more to do."""
@@ -191,16 +184,15 @@ def list_searches(as_json: JsonOption = False, home: HomeOption = None) -> None:
     for row in rows:
         best = "" if row["value"] is None else f"{row['value']:.4f}"
         trials = f"{row['counted']}/{row['budget']}"
-        table.add_row(row["search"], row["state"], trials, best, str(row["best_trial"] or ""))
+        trial = "" if row["best_trial"] is None else str(row["best_trial"])
+        table.add_row(row["search"], row["state"].lower(), trials, best, trial)
     console.print(table if rows else "no searches yet; begin with `transfer-search launch SPEC`")
 
 
 @app.command()
 def status(
     name: NameArgument,
-    watch: Annotated[
-        bool, typer.Option(help="Show it again every two seconds until it ends.")
-    ] = False,
+    watch: Annotated[bool, typer.Option(help="Show it again every two seconds until it ends.")] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
@@ -214,11 +206,7 @@ def status(
         if as_json:
             _print_json(row)
         else:
-            best = (
-                "none yet"
-                if row["value"] is None
-                else f"{row['value']:.4f} (trial {row['best_trial']})"
-            )
+            best = "none yet" if row["value"] is None else f"{row['value']:.4f} (trial {row['best_trial']})"
             console.print(
                 f"{name}: {row['state'].lower()}, {row['counted']}/{row['budget']} trials, "
                 f"{row['running']} running, {row['pruned']} pruned, {row['failed']} failed, best {best}",
@@ -279,9 +267,7 @@ def trials(
         for row in rows:
             value = "" if row["value"] is None else f"{row['value']:.4f}"
             params = " ".join(f"{key}={short(value)}" for key, value in row["params"].items())
-            table.add_row(
-                str(row["trial"]), row["state"].lower(), value, str(row["epochs"]), params
-            )
+            table.add_row(str(row["trial"]), row["state"].lower(), value, str(row["epochs"]), params)
         console.print(table)
 
 
@@ -327,17 +313,13 @@ def export(
         console.print(line, markup=False, highlight=False)
     if register:
         version = register_model(place, trial, register, alias)
-        console.print(
-            f"registered {register} version {version}" + (f" as {alias}" if alias else "")
-        )
+        console.print(f"registered {register} version {version}" + (f" as {alias}" if alias else ""))
     console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
 
 
 @app.command()
 def predict(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="What `export` wrote.", show_default=False)
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `export` wrote.", show_default=False)],
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)
     ],
@@ -359,9 +341,7 @@ def predict(
             "image": str(path),
             "label": row.label,
             "probability": float(row.probability),
-            "probabilities": dict(
-                zip(classifier.card.classes, map(float, row.probabilities), strict=True)
-            ),
+            "probabilities": dict(zip(classifier.card.classes, map(float, row.probabilities), strict=True)),
         }
         for path, row in zip(images, found.itertuples(), strict=True)
     ]
@@ -369,9 +349,7 @@ def predict(
         _print_json(rows)
     else:
         for row in rows:
-            console.print(
-                f"{row['image']}: {row['label']} ({row['probability']:.3f})", markup=False
-            )
+            console.print(f"{row['image']}: {row['label']} ({row['probability']:.3f})", markup=False)
 
 
 @app.command()
@@ -429,9 +407,7 @@ def doctor(
 
 @app.command("backbones")
 def list_backbones(
-    pattern: Annotated[
-        str | None, typer.Argument(help="A part of a name, or a glob: 'timm/*lite*'.")
-    ] = None,
+    pattern: Annotated[str | None, typer.Argument(help="A part of a name, or a glob: 'timm/*lite*'.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the backbones, and whether their weights are on this machine."""
@@ -444,17 +420,13 @@ def list_backbones(
     table = Table("backbone", "parameters", "image size", "weights at hand", box=None)
     for info in found:
         parameters = "" if info.parameters is None else f"{info.parameters:,}"
-        table.add_row(
-            info.name, parameters, str(info.image_size), "yes" if info.weights_at_hand else ""
-        )
+        table.add_row(info.name, parameters, str(info.image_size), "yes" if info.weights_at_hand else "")
     console.print(table)
 
 
 @app.command("policies")
 def list_policies(
-    preview: Annotated[
-        Path | None, typer.Option(help="Draw every policy on this image file.")
-    ] = None,
+    preview: Annotated[Path | None, typer.Option(help="Draw every policy on this image file.")] = None,
     to: Annotated[Path, typer.Option(help="Where the drawing goes.")] = Path("policies.png"),
     as_json: JsonOption = False,
 ) -> None:
@@ -479,9 +451,7 @@ def _print_json(value: Any) -> None:
 def _show_winner(row: dict[str, Any]) -> None:
     from search.board import short
 
-    console.print(
-        f"best trial {row['trial']}: {row['value']:.4f} at epoch {row['epoch']}", style="bold"
-    )
+    console.print(f"best trial {row['trial']}: {row['value']:.4f} at epoch {row['epoch']}", style="bold")
     params = "  ".join(f"{key}={short(value)}" for key, value in row["params"].items())
     console.print(f"  {params}", markup=False, highlight=False, soft_wrap=True)
     if row["mlflow_run_url"]:
@@ -500,9 +470,7 @@ def _farewell(place: Home, outcome: str) -> None:
         highlight=False,
     )
     if row["best_trial"] is None:
-        console.print(
-            f"no trial completed; see `transfer-search logs {place.name}`", style="yellow"
-        )
+        console.print(f"no trial completed; see `transfer-search logs {place.name}`", style="yellow")
         if outcome == "FINISHED":
             raise typer.Exit(1)
         return
@@ -511,9 +479,7 @@ def _farewell(place: Home, outcome: str) -> None:
     commands = ["ui", f"trials {place.name}", f"export {place.name} --to exports/{place.name}"]
     if outcome != "FINISHED":
         commands.insert(0, f"resume {place.name}")
-    console.print(
-        "next:", *(f"  transfer-search {command}" for command in commands), sep="\n", markup=False
-    )
+    console.print("next:", *(f"  transfer-search {command}" for command in commands), sep="\n", markup=False)
 
 
 @contextmanager

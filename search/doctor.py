@@ -6,7 +6,7 @@ from search.home import Home
 from search.results import opened
 from search.study import ENDINGS, Ending
 from search.tracking import STATE_TAG, Tracker, child_runs
-from trainables.loop import MODEL_FOLDER
+from trainables.record import MODEL_FOLDER
 
 __all__ = ["examine"]
 

@@ -32,7 +32,7 @@ from search.spec import SearchSpec, read_spec
 from search.tracking import register
 from trainables.augment import center_crop
 from trainables.data import load
-from trainables.loop import MODEL_FOLDER
+from trainables.record import MODEL_FOLDER
 from trainables.metrics import scores
 from trainables.model import Card, LoadedModel, ModelError, load_delta, whole_model
 from trainables.serving import Classifier
@@ -155,9 +155,7 @@ def _read_pt2(path: Path) -> Classifier:
 
 
 def _write_safetensors(loaded: LoadedModel, path: Path) -> None:
-    state = {
-        name: tensor.contiguous().clone() for name, tensor in loaded.model.state_dict().items()
-    }
+    state = {name: tensor.contiguous().clone() for name, tensor in loaded.model.state_dict().items()}
     safetensors.torch.save_file(state, path, metadata={_CARD: _text(loaded.card)})
 
 

@@ -29,9 +29,7 @@ _STALE_SECONDS = 60.0
 
 def searches_root(given: Path | None = None) -> Path:
     """Where searches live: `given`, else TRANSFER_SEARCH_HOME, else `searches` in this folder."""
-    return (
-        Path(given or os.environ.get("TRANSFER_SEARCH_HOME") or "searches").expanduser().resolve()
-    )
+    return Path(given or os.environ.get("TRANSFER_SEARCH_HOME") or "searches").expanduser().resolve()
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from trainables.image_transfer import ImageTransfer, TrialConfig
 from trainables.loop import Monitor, Settings
 from trainables.model import build_model, unfreeze
 
-__all__ = ["Outcome", "Plan", "abandon", "launch", "plan", "resume"]
+__all__ = ["Outcome", "Plan", "abandon", "launch", "plan", "resume", "run_study"]
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
         os.replace(temporary, home.spec)
         for line in planned.data.report.lines():
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        return _run(spec, home, console, SearchStudy.create(spec, home))
+        return run_study(spec, home, console, SearchStudy.create(spec, home))
 
 
 def resume(
@@ -212,7 +212,7 @@ def resume(
             study.retry_failed()
         with progress_bar(console) as progress:
             plan(spec, home, progress)
-        return _run(spec, home, console, study, seconds=seconds)
+        return run_study(spec, home, console, study, seconds=seconds)
 
 
 def abandon(home: Home) -> int:
@@ -232,7 +232,7 @@ def abandon(home: Home) -> int:
         return len(left)
 
 
-def _run(
+def run_study(
     spec: SearchSpec,
     home: Home,
     console: Console,
@@ -242,18 +242,18 @@ def _run(
     trainable: type[ImageTransfer] = ImageTransfer,
 ) -> Outcome:
     """Runs the study's trials until its budget is met, its time is over, or somebody stops it."""
-    began = time.time()
-    if seconds is None and spec.search.time is not None:
-        seconds = max(0.0, spec.search.time - study.seconds_spent)
-    until = None if seconds is None else began + seconds
     with ExitStack() as stack:
         stack.enter_context(_driver_log(home))
-        stopped = stack.enter_context(_stop_signals(console))
         stack.enter_context(local_ray())
+        stopped = stack.enter_context(_stop_signals(console))  # after Ray, which sets its own
         limit = min(capacity(spec), spec.resources.concurrency or 2**31)
         tracker = Tracker(spec, home, study)
         tracker.replay()
         tracker.flush(60)
+        began = time.time()
+        if seconds is None and spec.search.time is not None:
+            seconds = max(0.0, spec.search.time - study.seconds_spent)
+        until = None if seconds is None else began + seconds
         board = Board(spec, console, counts=study.progress, best=study.leader, until=until)
 
         def should_stop() -> bool:
@@ -309,9 +309,7 @@ def trial_config(spec: SearchSpec) -> dict[str, Any]:
         cache_dir=str(cache_root(spec)),
         cache_bytes=int(spec.cache.max_gb * 2**30) if spec.cache.enabled else 0,
     )
-    return {
-        key: value for key, value in config.items() if key not in ("number", "hparams", "folder")
-    }
+    return {key: value for key, value in config.items() if key not in ("number", "hparams", "folder")}
 
 
 @contextmanager
@@ -323,9 +321,7 @@ def _stop_signals(console: Console) -> Iterator[threading.Event]:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
-        console.print(
-            "stopping; what runs can be resumed (once more to quit at once)", style="yellow"
-        )
+        console.print("stopping; what runs can be resumed (once more to quit at once)", style="yellow")
 
     if threading.current_thread() is not threading.main_thread():
         yield stopped
@@ -342,9 +338,7 @@ def _stop_signals(console: Console) -> Iterator[threading.Event]:
 def _driver_log(home: Home) -> Iterator[None]:
     """Sends log records to the home's `driver.log` while the block runs."""
     handler = logging.FileHandler(home.log, encoding="utf-8")
-    handler.setFormatter(
-        logging.Formatter(f"%(asctime)s %(levelname)s {home.name} %(name)s: %(message)s")
-    )
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {home.name} %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     for name in ("search", "trainables"):

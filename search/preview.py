@@ -24,17 +24,12 @@ def _policies() -> dict[str, HParams]:
         for first, second in zip(operations(False)[::2], operations(False)[1::2], strict=False)
     )[:3]
     names = knobs()["policy"].choices or ()
-    return {
-        name: HParams(policy=name, sub_policies=example if name == "sampled" else ())
-        for name in names
-    }
+    return {name: HParams(policy=name, sub_policies=example if name == "sampled" else ()) for name in names}
 
 
 def policy_lines() -> dict[str, list[str]]:
     """What each policy does, as built with its defaults."""
-    return {
-        name: build(hparams, image_size=_SIZE).describe() for name, hparams in _policies().items()
-    }
+    return {name: build(hparams, image_size=_SIZE).describe() for name, hparams in _policies().items()}
 
 
 def draw_policies(image: Path, to: Path) -> None:

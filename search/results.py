@@ -72,9 +72,7 @@ def chosen(home: Home, trial: int | None) -> dict[str, Any]:
     if trial not in rows:
         raise BadInput(f"{home.name!r} has no trial {trial}; it has 0 to {max(rows, default=-1)}")
     if rows[trial]["epoch"] is None:
-        raise BadInput(
-            f"trial {trial} of {home.name!r} ended before its first epoch: it has no model"
-        )
+        raise BadInput(f"trial {trial} of {home.name!r} ended before its first epoch: it has no model")
     return rows[trial]
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import optuna
 
 from search.spec import Choice, Fixed, Range, SearchSpec
-from trainables.augment import operations
 from trainables.hparams import HParams, is_active, knobs
 
-__all__ = ["default_params", "grid", "suggest"]
+__all__ = ["default_params", "grid_params", "suggest"]
 
 _RANGE = "range"
 _OPERATIONS_IN_A_ROW = 2
@@ -58,6 +58,8 @@ def _sub_policies(trial: optuna.Trial, spec: SearchSpec) -> list[list[tuple[str,
     domain = spec.domain("sub_policies")
     assert isinstance(domain, Fixed)
     count = domain.value or knobs()["sub_policies"].space
+    from trainables.augment import operations  # not above: it takes torch with it
+
     names = operations(spec.data.orientation_matters)
     return [
         [
@@ -91,17 +93,17 @@ def default_params(spec: SearchSpec) -> dict[str, Any]:
     return params
 
 
-def grid(spec: SearchSpec) -> dict[str, list[Any]]:
-    """Every value of every sampled knob, for Optuna's grid sampler."""
-    values: dict[str, list[Any]] = {}
+def grid_params(spec: SearchSpec) -> list[dict[str, Any]]:
+    """Optuna parameters of every point of the grid."""
+    axes: dict[str, list[Any]] = {}
     for name, domain in spec.space.items():
         match domain:
             case Choice(values=choices):
-                values[name] = list(choices)
+                axes[name] = list(choices)
             case Range(step=float() as step):
                 count = math.floor((domain.high - domain.low) / step + 1e-9) + 1
-                values[name] = [_on_grid(name, domain, domain.low + i * step) for i in range(count)]
-    return values
+                axes[name] = [_on_grid(name, domain, domain.low + i * step) for i in range(count)]
+    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
 def _middle(domain: Range) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -22,12 +23,15 @@ from pydantic import (
 
 from search.errors import BadInput, Problem, SpecError
 from search.home import NAME
-from trainables.data import DataConfig
 from trainables.hparams import Knob, knobs
+
+if TYPE_CHECKING:
+    from trainables.data import DataConfig
 
 __all__ = ["Choice", "Domain", "Fixed", "Range", "SearchSpec", "read_spec"]
 
 _MAX_BYTES = 256 * 1024
+_SECRET = re.compile(r"://[^/@:]*:[^/@$]+@")  # a password inside an address
 _SET_ELSEWHERE = {"max_epochs": "search.max_epochs", "seed": "search.seed"}
 
 
@@ -68,7 +72,7 @@ def _expanded(value: str) -> str:
 
 def _no_secret(value: str | None) -> str | None:
     """Refuses a password in the text, which the home and MLflow would keep."""
-    if value is not None and re.search(r"://[^/@:]*:[^/@$]+@", value):
+    if value is not None and _SECRET.search(value):
         raise ValueError(
             "must not contain a password, since the spec is kept; put the address into an "
             "environment variable and write ${ITS_NAME} here"
@@ -120,6 +124,8 @@ class Data(_Section):
     @property
     def config(self) -> DataConfig:
         """The same, as `trainables.data` takes it."""
+        from trainables.data import DataConfig  # not above: it takes torch with it, seconds
+
         return DataConfig(
             source=self.source,
             root=self.root,
@@ -156,9 +162,7 @@ class Search(_Section):
     @model_validator(mode="after")
     def _prunable(self) -> Search:
         if len(self.objective) > 1 and self.pruner != "none":
-            raise ValueError(
-                "pruner must be none with more than one objective: Optuna prunes by one"
-            )
+            raise ValueError("pruner must be none with more than one objective: Optuna prunes by one")
         return self
 
 
@@ -277,9 +281,7 @@ def _plain_domain(domain: Domain) -> Any:
             return domain.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def read_spec(
-    source: Path | str, overrides: Sequence[str] = (), *, name: str | None = None
-) -> SearchSpec:
+def read_spec(source: Path | str, overrides: Sequence[str] = (), *, name: str | None = None) -> SearchSpec:
     """Reads a spec file (a `Path`) or text, applies `a.b=c` overrides, and checks all of it.
 
     Raises:
@@ -335,9 +337,7 @@ def _parsed(text: str, title: str) -> tuple[dict[str, Any], dict[str, int]]:
             title, [Problem(place=place, given=None, message=f"not valid YAML: {reason}")]
         ) from error
     if not isinstance(raw, dict):
-        message = (
-            "must be a mapping with name, data, search and space; see examples/quickstart.yaml"
-        )
+        message = "must be a mapping with name, data, search and space; see examples/quickstart.yaml"
         raise SpecError(title, [Problem(place="file", given=None, message=message)])
     lines: dict[str, int] = {}
     duplicates = [
@@ -389,9 +389,7 @@ def _space(raw: Any) -> tuple[dict[str, Domain], list[Problem]]:
     if raw == "default":
         raw = {known.name: known.space for known in knobs().values() if known.space is not None}
     if raw is None:
-        return {}, [
-            Problem(place="space", given=None, message="is missing; `space: default` samples all")
-        ]
+        return {}, [Problem(place="space", given=None, message="is missing; `space: default` samples all")]
     if not isinstance(raw, dict):
         message = "must be `default` or a mapping of hyperparameters"
         return {}, [Problem(place="space", given=repr(raw), message=message)]
@@ -464,7 +462,7 @@ def _range(known: Knob, value: Mapping[str, Any], place: str) -> tuple[Domain, l
     except ValidationError as error:
         return fallback, [
             Problem(place=f"{place}.{problem.place}", given=problem.given, message=problem.message)
-            for problem in _problems(error)
+            for problem in _problems(error, Range)
         ]
     problems = []
     if not domain.low < domain.high:
@@ -475,9 +473,7 @@ def _range(known: Knob, value: Mapping[str, Any], place: str) -> tuple[Domain, l
         problems.append("a log range cannot hold 0 or less; raise low, or add `or: [0]`")
     if domain.log and domain.step is not None:
         problems.append("log and step exclude each other")
-    if known.integer and any(
-        number != int(number) for number in (domain.low, domain.high, domain.step or 1)
-    ):
+    if known.integer and any(number != int(number) for number in (domain.low, domain.high, domain.step or 1)):
         problems.append("low, high and step must be whole numbers")
     if not all(known.accepts(other) for other in domain.alternatives):
         problems.append(f"`or` must hold what is {known.allowed}")
@@ -518,9 +514,7 @@ def _cross_checks(spec: SearchSpec) -> Iterator[Problem]:
     if spec.search.sampler == "grid":
         yield from _grid_problems(spec, sampled)
     if not sampled and spec.search.trials > 1 and "sub_policies" not in spec.space:
-        message = (
-            "fixes every hyperparameter, so all trials would be alike; give some a list or range"
-        )
+        message = "fixes every hyperparameter, so all trials would be alike; give some a list or range"
         yield Problem(place="space", given=None, message=message)
 
 
@@ -533,25 +527,37 @@ def _grid_problems(spec: SearchSpec, sampled: Mapping[str, Domain]) -> Iterator[
     if conditional or "sub_policies" in spec.space:
         message = "grid cannot sample a knob that is read only sometimes: " + ", ".join(conditional)
         yield Problem(place="search.sampler", given="grid", message=message + "; use tpe or random")
+    points = math.prod(map(_points, sampled.values()))
+    if spec.search.trials > points:
+        message = f"must be at most {points}, the points of the grid"
+        yield Problem(place="search.trials", given=str(spec.search.trials), message=message)
 
 
-def _problems(error: ValidationError) -> Iterator[Problem]:
+def _points(domain: Domain) -> int:
+    match domain:
+        case Choice(values=values):
+            return len(values)
+        case Range(low=low, high=high, step=float() as step):
+            return math.floor((high - low) / step + 1e-9) + 1
+    return 1
+
+
+def _problems(error: ValidationError, model: type[BaseModel] = SearchSpec) -> Iterator[Problem]:
     for detail in error.errors():
-        place = ".".join(str(part) for part in detail["loc"]) or "file"
+        place = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "file"
         message = detail["msg"].removeprefix("Value error, ")
         given: str | None = repr(detail["input"])
         if detail["type"] == "extra_forbidden":
-            given, message = None, _unknown(str(detail["loc"][-1]), _siblings(detail["loc"][:-1]))
+            given, message = None, _unknown(str(detail["loc"][-1]), _siblings(model, detail["loc"][:-1]))
         elif detail["type"] == "missing":
             given, message = None, "is missing"
-        elif given is not None and len(given) > 80:
+        elif given is not None and (len(given) > 80 or _SECRET.search(given)):
             given = None
         yield Problem(place=place, given=given, message=message[:1].lower() + message[1:])
 
 
-def _siblings(place: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed in the section at `place`."""
-    model: Any = SearchSpec
+def _siblings(model: Any, place: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed in the section of `model` at `place`."""
     for part in place:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

@@ -144,8 +144,8 @@ class SearchStudy:
         if "search_id" not in study.user_attrs:
             study.set_user_attr("search_id", uuid.uuid4().hex)
             study.set_user_attr("budget", spec.search.trials)
-        if spec.search.sampler != "grid":
-            study.enqueue_trial(space.default_params(spec), skip_if_exists=True)
+            for params in _first_params(spec):
+                study.enqueue_trial(params, skip_if_exists=True)
         return cls._ready(study, spec)
 
     @classmethod
@@ -180,7 +180,7 @@ class SearchStudy:
     @property
     def budget(self) -> int:
         """Trials that the search may count; `resume --trials` raises it."""
-        return int(self._study.user_attrs.get("budget", self.spec.search.trials))
+        return int(self._study.user_attrs["budget"])
 
     @budget.setter
     def budget(self, trials: int) -> None:
@@ -208,9 +208,7 @@ class SearchStudy:
     def trials(self) -> list[FrozenTrial]:
         """Every trial that was begun, by number."""
         return [
-            trial
-            for trial in self._study.get_trials(deepcopy=False)
-            if trial.state != TrialState.WAITING
+            trial for trial in self._study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING
         ]
 
     def progress(self) -> Progress:
@@ -232,9 +230,7 @@ class SearchStudy:
             return sorted(self._study.best_trials, key=lambda trial: trial.number)
         complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
         sign = -1 if self._study.direction == StudyDirection.MAXIMIZE else 1
-        return sorted(complete, key=lambda trial: (sign * cast(float, trial.value), trial.number))[
-            :1
-        ]
+        return sorted(complete, key=lambda trial: (sign * cast(float, trial.value), trial.number))[:1]
 
     def leader(self) -> tuple[int, float] | None:
         """Number and value (of the first objective) of the best trial so far."""
@@ -312,9 +308,7 @@ class SearchStudy:
         trial.set_user_attr(_HPARAMS, hparams.to_dict())
         return hparams
 
-    def started(
-        self, assignment: Assignment, *, tune_trial_id: str, mlflow_run_id: str | None
-    ) -> None:
+    def started(self, assignment: Assignment, *, tune_trial_id: str, mlflow_run_id: str | None) -> None:
         """Writes down who runs the trial, before it starts."""
         trial = self._trials[assignment.number]
         trial.set_user_attr(_STARTED, assignment.begun + 1)
@@ -332,9 +326,7 @@ class SearchStudy:
             trial.report(metrics[metric], epoch)
         return trial.should_prune()
 
-    def end(
-        self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str = ""
-    ) -> None:
+    def end(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str = "") -> None:
         """Tells a trial's ending once; an interrupted trial stays as it is, for `resume`.
 
         Args:
@@ -359,6 +351,13 @@ class SearchStudy:
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
+
+
+def _first_params(spec: SearchSpec) -> list[dict[str, Any]]:
+    """What is run before the sampler draws: the recipe's defaults, or all of a grid."""
+    if spec.search.sampler == "grid":
+        return space.grid_params(spec)
+    return [space.default_params(spec)]
 
 
 def _storage(spec: SearchSpec, home: Home) -> RDBStorage:
@@ -386,9 +385,7 @@ def _sampler(spec: SearchSpec, begun: int) -> BaseSampler:
             with warnings.catch_warnings():
                 # `multivariate` and `group` are marked experimental; conditional spaces need them.
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                return samplers.TPESampler(
-                    seed=seed, multivariate=True, group=True, constant_liar=True
-                )
+                return samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
         case "random":
             return samplers.RandomSampler(seed=seed)
         case "gp":
@@ -400,7 +397,7 @@ def _sampler(spec: SearchSpec, begun: int) -> BaseSampler:
         case "nsga2":
             return samplers.NSGAIISampler(seed=seed)
         case "grid":
-            return samplers.GridSampler(space.grid(spec), seed=spec.search.seed)
+            return samplers.RandomSampler(seed=seed)  # of what is enqueued nothing is left to draw
 
 
 def _pruner(spec: SearchSpec) -> BasePruner:

@@ -29,7 +29,7 @@ from search.errors import TrackingError
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import ENDINGS, Assignment, Ending, SearchStudy
-from trainables.loop import MODEL_FOLDER
+from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -135,9 +135,7 @@ class Tracker:
         try:
             self._start(event)
         except Exception as error:
-            log.warning(
-                "MLflow did not open a run for trial %s: %s; it will be retried", number, error
-            )
+            log.warning("MLflow did not open a run for trial %s: %s; it will be retried", number, error)
             self._queue.put(event)
 
     def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -146,9 +144,7 @@ class Tracker:
     def attempt_failed(self, number: int, reason: str) -> None:
         self._put({"event": "failure_seen", "trial": number, "reason": reason})
 
-    def trial_ended(
-        self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str
-    ) -> None:
+    def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         self._put(
             {
                 "event": "end",
@@ -231,9 +227,7 @@ class Tracker:
                 return
             except Exception as error:
                 pause = _RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]
-                log.warning(
-                    "MLflow did not take %s: %s; again in %gs", event["event"], error, pause
-                )
+                log.warning("MLflow did not take %s: %s; again in %gs", event["event"], error, pause)
                 attempt += 1
                 time.sleep(pause)
 
@@ -256,9 +250,7 @@ class Tracker:
         else:
             found = self._client.get_run(run)
             self._began[number] = found.info.start_time
-            self._epochs[number] = {
-                point.step for point in self._client.get_metric_history(run, "val_loss")
-            }
+            self._epochs[number] = {point.step for point in self._client.get_metric_history(run, "val_loss")}
             self._client.update_run(run, status="RUNNING")
             self._client.set_tag(run, STATE_TAG, "RUNNING")
             self._client.set_tag(run, "resumed", event["begun"])
@@ -307,7 +299,7 @@ class Tracker:
     def _log_files(self, number: int, run: str) -> None:
         """Logs what the trial left in its folder: its model, and what it applied."""
         folder = self._home.trial(number)
-        for name in ("applied.json", "policy.png"):
+        for name in (APPLIED_FILE, PREVIEW_FILE):
             if (folder / name).is_file():
                 self._client.log_artifact(run, str(folder / name))
         if (folder / MODEL_FOLDER).is_dir():
@@ -393,15 +385,11 @@ def _describe_model(folder: Path, run: str, model_id: str) -> None:
     from mlflow.models import Model
 
     model = Model(run_id=run, model_id=model_id)
-    pyfunc.add_to_model(
-        model, loader_module="trainables.serving", data="data", python_env="python_env.yaml"
-    )
+    pyfunc.add_to_model(model, loader_module="trainables.serving", data="data", python_env="python_env.yaml")
     (folder / "python_env.yaml").write_text(
         json.dumps({"dependencies": ["-r requirements.txt"]}), encoding="utf-8"
     )
-    (folder / "requirements.txt").write_text(
-        f"transfer-search=={search.__version__}\n", encoding="utf-8"
-    )
+    (folder / "requirements.txt").write_text(f"transfer-search=={search.__version__}\n", encoding="utf-8")
     model.save(str(folder / "MLmodel"))
 
 

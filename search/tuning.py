@@ -19,7 +19,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import Searcher, SearchGenerator
 from ray.tune.stopper import Stopper
 
 from search.errors import BadInput
@@ -27,7 +27,7 @@ from search.home import Home
 from search.spec import SearchSpec
 from search.study import Assignment, Ending, SearchStudy
 from trainables.image_transfer import BEST, ImageTransfer, TrialConfig
-from trainables.loop import METRICS, STATE_FILE
+from trainables.record import METRICS, STATE_FILE
 
 __all__ = ["Conductor", "Observer", "capacity", "local_ray", "run_trials"]
 
@@ -169,9 +169,7 @@ class Conductor:
 
     def failed(self, tune_id: str) -> None:
         """Ends a trial that Tune gave up."""
-        reason = self._errors.pop(
-            self._numbers[tune_id], "the trial's process ended without a word"
-        )
+        reason = self._errors.pop(self._numbers[tune_id], "the trial's process ended without a word")
         memory = "OutOfMemoryError" in reason
         self._end(tune_id, Ending.OUT_OF_MEMORY if memory else Ending.ERRORED, reason)
 
@@ -210,11 +208,15 @@ class _StudySearcher(Searcher):  # type: ignore[misc]
         if error and self._conductor.known(trial_id):
             self._conductor.failed(trial_id)
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study's storage is the state."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study's storage is the state."""
+class _Unsaved(SearchGenerator):  # type: ignore[misc]
+    """Makes Tune's trials of the searcher's configurations, and takes no part in Tune's snapshots.
+
+    The study's storage is the state; and files that Tune writes while it copies them are errors.
+    """
+
+    def save_to_dir(self, dirpath: str, session_str: str) -> None:
+        """Saves nothing."""
 
 
 class _StudyScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -266,9 +268,7 @@ def _traceback(trial: Trial) -> str:
 @contextmanager
 def local_ray(cpus: int | None = None, gpus: int | None = None) -> Iterator[None]:
     """A Ray of this process's own, which ends with the block."""
-    os.environ.update(
-        {name: os.environ.get(name, value) for name, value in _TUNE_ENVIRONMENT.items()}
-    )
+    os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_ENVIRONMENT.items()})
     ray.init(
         address="local",
         num_cpus=cpus,
@@ -312,7 +312,7 @@ def run_trials(conductor: Conductor, *, trainable: type[tune.Trainable] = ImageT
         trainable,
         name=f"tune-{int(time.time())}",
         storage_path=str(conductor.home.ray),
-        search_alg=_StudySearcher(conductor),
+        search_alg=_Unsaved(_StudySearcher(conductor)),
         scheduler=_StudyScheduler(conductor),
         num_samples=2**31,
         resources_per_trial={"cpu": spec.resources.cpu, "gpu": spec.resources.gpu},

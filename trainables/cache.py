@@ -3,6 +3,9 @@
 A key names everything that could change the bytes, so an entry is never wrong, only absent. Entries
 are written to a temporary file and renamed, carry a digest that is checked on every read, and are
 evicted least recently used first. Deleting any part of the cache at any time is safe.
+
+What a process wants again and again, epoch after epoch, it also keeps in memory, joined and within a
+bound of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import logging
 import os
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +32,11 @@ __all__ = ["Cache", "Usage", "default_root", "digest"]
 
 log = logging.getLogger(__name__)
 
-_SUFFIX = ".safetensors"
+_SUFFIX, _TEMPORARY = ".safetensors", ".tmp"
 _LOCK_STRIPES = 3  # hexadecimal digits of the key that name its lock file
 _POLL_SECONDS = 0.02
+_SLACK = 50  # the share of the bound that is written between sweeps is one over this
+_STALE_SECONDS = 3600.0
 
 
 def default_root() -> Path:
@@ -47,8 +53,15 @@ def digest(parts: Mapping[str, Any]) -> str:
 
 @dataclass
 class Usage:
-    """What one process did with the cache since it began."""
+    """What one process did with the cache since it began.
 
+    Attributes:
+        resident: joined entries that were still in memory.
+        hits: entries that were read from the disk.
+        computed: entries that nobody had.
+    """
+
+    resident: int = 0
     hits: int = 0
     computed: int = 0
     bytes_read: int = 0
@@ -62,33 +75,36 @@ class Cache:
 
     Args:
         root: folder of the cache; made when first written.
-        max_bytes: bound on the sum of the entries' sizes; the least recently used go first.
+        max_bytes: bound on the sum of the entries' sizes; the least recently used go first. Each
+            further process that writes at the same time may overrun it by a fiftieth.
+        resident_bytes: bound on what this process keeps in memory of what `joined` gave.
     """
 
-    def __init__(self, root: Path, max_bytes: int = 20 * 2**30) -> None:
+    def __init__(self, root: Path, max_bytes: int = 20 * 2**30, resident_bytes: int = 256 * 2**20) -> None:
         self.root = root
         self.max_bytes = max_bytes
+        self.resident_bytes = resident_bytes
         self.usage = Usage()
         self._unswept = max_bytes  # so that the first write measures what is there
+        self._resident: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     def read(self, key: str) -> torch.Tensor | None:
         """The entry of `key`, or None where there is none that is whole."""
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
-                tensor = file.get_tensor("value")
+                tensor: torch.Tensor = file.get_tensor("value")
                 expected = (file.metadata() or {}).get("digest")
         except (OSError, SafetensorError):
             # Absent, or torn by a crash of the machine: either way it is computed again.
             return None
         if _content_digest(tensor) != expected:
             log.warning("cache entry %s does not match its digest; computing it again", path)
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             return None
-        try:
+        with suppress(OSError):  # evicted or deleted meanwhile; what was read is whole
             os.utime(path)
-        except OSError:
-            pass  # evicted or deleted meanwhile; what was read is whole
         self.usage.hits += 1
         self.usage.bytes_read += tensor.nbytes
         return tensor
@@ -100,7 +116,7 @@ class Cache:
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=_TEMPORARY)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(data)
@@ -113,8 +129,9 @@ class Cache:
             return
         self.usage.bytes_written += len(data)
         self._unswept += len(data)
-        if self._unswept > self.max_bytes // 50:
-            self.sweep()
+        slack = self.max_bytes // _SLACK
+        if self._unswept > slack:
+            self.sweep(self.max_bytes - slack)
 
     def fetch(
         self,
@@ -147,6 +164,28 @@ class Cache:
             pending = left
         return [values[index] for index in range(len(keys))]
 
+    def joined(
+        self,
+        keys: Sequence[str],
+        compute: Callable[[int], torch.Tensor],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> torch.Tensor:
+        """What `fetch` gives, joined along the first axis; others are given the same: do not write to it.
+
+        The most recently used stay in memory, up to `resident_bytes`.
+        """
+        name = digest({"joined": list(keys)})
+        value = self._resident.pop(name, None)
+        if value is None:
+            value = torch.cat(self.fetch(keys, compute, progress))
+        else:
+            self.usage.resident += 1
+        if value.nbytes <= self.resident_bytes:
+            self._resident[name] = value
+        while sum(each.nbytes for each in self._resident.values()) > self.resident_bytes:
+            self._resident.popitem(last=False)
+        return value
+
     def _entry(self, key: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor | None:
         """The entry, computed if need be; None while another process computes it."""
         value = self.read(key)
@@ -167,14 +206,7 @@ class Cache:
 
     def entries(self) -> list[tuple[Path, int, float]]:
         """Path, bytes and time of last use of every entry, least recently used first."""
-        found = []
-        for path in (self.root / "objects").rglob("*" + _SUFFIX):
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                continue
-            found.append((path, status.st_size, status.st_mtime))
-        return sorted(found, key=lambda entry: entry[2])
+        return sorted(self._files(_SUFFIX), key=lambda entry: entry[2])
 
     def sweep(self, max_bytes: int | None = None) -> int:
         """Evicts the least recently used entries until at most `max_bytes` are left; returns bytes freed."""
@@ -186,16 +218,25 @@ class Cache:
         for path, size, _ in entries:
             if freed >= excess:
                 break
-            path.unlink(missing_ok=True)
-            freed += size
-        for leftover in (self.root / "objects").rglob("*.tmp"):
+            with suppress(OSError):  # another user's, on a disk that is shared
+                path.unlink(missing_ok=True)
+                freed += size
+        for leftover, _, modified in self._files(_TEMPORARY):
             # A writer that was killed leaves its temporary file; one that lives renames it in seconds.
-            try:
-                if time.time() - leftover.stat().st_mtime > 3600:
+            if time.time() - modified > _STALE_SECONDS:
+                with suppress(OSError):
                     leftover.unlink()
-            except FileNotFoundError:
-                continue
         return freed
+
+    def _files(self, suffix: str) -> Iterator[tuple[Path, int, float]]:
+        """Path, bytes and time of modification of every file with that suffix that stays long enough."""
+        for folder, _, names in os.walk(self.root / "objects"):  # passes over what is deleted meanwhile
+            for path in (Path(folder, name) for name in names if name.endswith(suffix)):
+                try:
+                    status = path.stat()
+                except OSError:
+                    continue
+                yield path, status.st_size, status.st_mtime
 
     def _path(self, key: str) -> Path:
         return self.root / "objects" / key[:2] / (key + _SUFFIX)

@@ -11,7 +11,9 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import timm
 import torch
+import torchvision
 from torch import Tensor
 
 from trainables.augment import Policy
@@ -56,7 +58,7 @@ class FrozenFeatures:
     progress: Callable[[str, int, int], None] | None = None
 
     def view(self, number: int) -> Tensor:
-        """Features of one view, [N, F] in the kept dtype, on the device."""
+        """Features of one view, [N, F] in the kept dtype, on the device; not to be written to."""
         number = 0 if self.policy.is_identity else number
         chunks = self.indices.split(_CHUNK)
 
@@ -68,23 +70,23 @@ class FrozenFeatures:
                 self.progress(f"features, view {number}", done, total)
 
         if self.cache is None:
-            parts = [compute(position) for position in range(len(chunks))]
+            features = torch.cat([compute(position) for position in range(len(chunks))])
         else:
-            parts = self.cache.fetch([self._key(chunk, number) for chunk in chunks], compute, show)
-        return torch.cat(parts).to(self.device)
+            features = self.cache.joined([self._key(chunk, number) for chunk in chunks], compute, show)
+        return features.to(self.device)
 
     def _key(self, chunk: Tensor, number: int) -> str:
         return digest(
             {
                 "code": _CODE_VERSION,
-                "torch": torch.__version__,
+                "libraries": [torch.__version__, torchvision.__version__, timm.__version__],
                 "trunk": self.trunk_key,
                 "data": self.data_key,
                 "images": hashlib.blake2b(chunk.numpy().tobytes(), digest_size=16).hexdigest(),
                 "policy": self.policy.key,
                 "view": number,
                 "dtype": str(self.dtype),
-                "device": self.device.type,
+                "arithmetic": _arithmetic(self.device),
             }
         )
 
@@ -97,3 +99,10 @@ class FrozenFeatures:
             with torch.no_grad():
                 parts.append(self.model.features(inputs).to("cpu", self.dtype))
         return torch.cat(parts)
+
+
+def _arithmetic(device: torch.device) -> str:
+    """What the last bits of a sum depend on: the kind of device, and how it splits the work."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}"

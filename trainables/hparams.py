@@ -7,7 +7,6 @@ a spec are all read from here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -67,7 +66,7 @@ class Knob:
             kind = "a whole number" if self.integer else "a number"
             text = f"{kind} from {self.low:g} to {self.high:g}"
         else:
-            text = "text"
+            text = "text" if isinstance(self.default, str) else "rows of (operation, probability, bin)"
         return f"{text}, or null" if self.optional else text
 
     @property
@@ -82,17 +81,16 @@ class Knob:
         if value is None:
             return self.optional
         if self.choices is not None:
-            return value in self.choices and not (
-                isinstance(value, bool) and True not in self.choices
-            )
+            # By type too: 1 equals True, but is no answer to yes or no.
+            return any(isinstance(value, type(each)) and value == each for each in self.choices)
         if self.low is None:
-            return isinstance(value, str | tuple)
+            return isinstance(value, type(self.default))
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        if self.integer and value != int(value):
+        if self.integer and isinstance(value, float) and not value.is_integer():
             return False
         assert self.high is not None
-        return math.isfinite(value) and self.low <= value <= self.high
+        return self.low <= value <= self.high  # neither NaN nor infinity is
 
 
 def knob(default: Any, doc: str, **known: Any) -> Any:
@@ -163,9 +161,7 @@ class HParams:
     )
 
     # How it is trained
-    max_epochs: int = knob(
-        8, "Horizon of the schedule, in epochs.", low=1, high=10_000, integer=True
-    )
+    max_epochs: int = knob(8, "Horizon of the schedule, in epochs.", low=1, high=10_000, integer=True)
     batch_size: int = knob(
         64, "Images in a step.", low=1, high=4096, integer=True, space=[16, 32, 64, 128, 256]
     )
@@ -231,12 +227,8 @@ class HParams:
         choices=("constant", "cosine", "step", "plateau"),
         space=["constant", "cosine", "step", "plateau"],
     )
-    warmup_epochs: float = knob(
-        0.0, "Epochs of linear warm-up.", low=0.0, high=100.0, space=[0.0, 1.0]
-    )
-    label_smoothing: float = knob(
-        0.1, "Smoothing of the targets.", low=0.0, high=0.9, space=[0.0, 0.05, 0.1]
-    )
+    warmup_epochs: float = knob(0.0, "Epochs of linear warm-up.", low=0.0, high=100.0, space=[0.0, 1.0])
+    label_smoothing: float = knob(0.1, "Smoothing of the targets.", low=0.0, high=0.9, space=[0.0, 0.05, 0.1])
     class_weights: bool = knob(
         False, "Whether the loss weighs classes by their inverse frequency.", choices=(False, True)
     )
@@ -321,9 +313,7 @@ class HParams:
         space={"low": 0.0, "high": 0.3},
     )
 
-    seed: int = knob(
-        0, "Root of every random number of the trial.", low=0, high=2**63 - 1, integer=True
-    )
+    seed: int = knob(0, "Root of every random number of the trial.", low=0, high=2**63 - 1, integer=True)
 
     def __post_init__(self) -> None:
         problems = [
@@ -351,14 +341,11 @@ class HParams:
         clean = dict(values)
         if "sub_policies" in clean:
             clean["sub_policies"] = tuple(
-                tuple(
-                    (str(op), float(probability), int(magnitude))
-                    for op, probability, magnitude in row
-                )
+                tuple((str(op), float(probability), int(magnitude)) for op, probability, magnitude in row)
                 for row in clean["sub_policies"]
             )
         for name, value in clean.items():
-            if knobs()[name].integer and isinstance(value, float) and value == int(value):
+            if knobs()[name].integer and isinstance(value, float) and value.is_integer():
                 clean[name] = int(value)
         return cls(**clean)
 
@@ -373,8 +360,7 @@ class HParams:
 def knobs() -> dict[str, Knob]:
     """Every knob by name, in the order in which a space draws them: conditions come first."""
     return {
-        each.name: Knob(name=each.name, default=each.default, **each.metadata)
-        for each in fields(HParams)
+        each.name: Knob(name=each.name, default=each.default, **each.metadata) for each in fields(HParams)
     }
 
 

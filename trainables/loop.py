@@ -28,22 +28,10 @@ from trainables.features import FrozenFeatures
 from trainables.hparams import HParams
 from trainables.metrics import Scores, scores
 from trainables.model import build_model, make_card, save_delta, unfreeze
+from trainables.record import MODEL_FOLDER, STATE_FILE
 from trainables.seeds import derived_seed, generator, sample_seeds
 
-__all__ = ["METRICS", "Monitor", "Phase", "Settings", "Training", "fit", "phases"]
-
-METRICS = (
-    "train_loss",
-    "val_loss",
-    "val_accuracy",
-    "val_macro_f1",
-    "learning_rate",
-    "epoch_seconds",
-    "images_per_second",
-)
-"""What an epoch reports."""
-STATE_FILE = "state.pt"
-MODEL_FOLDER = "model"
+__all__ = ["Monitor", "Phase", "Settings", "Training", "fit", "phases"]
 
 _EVALUATION_BATCH = 64
 
@@ -142,14 +130,13 @@ class Training:
             image_size=self._size,
             orientation_matters=settings.orientation_matters,
         )
-        self._frames = data.frames(
-            backbone.preprocessing.frame_size, backbone.preprocessing.interpolation
-        )
+        self._frames = data.frames(backbone.preprocessing.frame_size, backbone.preprocessing.interpolation)
         self._crop = augment.build(HParams(policy="none"), image_size=self._size)
         self.model = build_model(backbone, hparams, len(data.classes)).to(self.device)
         self._mixing = augment.build_mixing(hparams, len(data.classes))
         self._weights = _class_weights(data).to(self.device) if hparams.class_weights else None
         self._phase: Phase | None = None
+        self._penalty: optim.Regulariser | None = None
         self._enter(self.phases[0])
 
     @property
@@ -182,9 +169,7 @@ class Training:
         self._schedule.epoch_end(monitored[self.settings.monitor.metric])
         self.epoch += 1
         value, metric = monitored[self.settings.monitor.metric], self.settings.monitor.metric
-        self.improved = self.settings.monitor.better(
-            value, self.best[metric] if self.best else None
-        )
+        self.improved = self.settings.monitor.better(value, self.best[metric] if self.best else None)
         seconds = time.perf_counter() - began
         metrics = {
             **monitored,
@@ -215,6 +200,8 @@ class Training:
 
     def _enter(self, phase: Phase) -> None:
         """Freezes what the phase freezes, and builds what moves and measures the rest."""
+        if self._penalty is not None:
+            self._penalty.close()
         self._phase = phase
         unfreeze(self.model, self.backbone.groups, self.hparams, phase.kind)
         groups = optim.parameter_groups(self.model, self.backbone.groups, self.hparams)
@@ -353,11 +340,11 @@ class Training:
         path = folder / STATE_FILE
         if not path.is_file():
             return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        # To the CPU: what loads a part of it puts it where it belongs.
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.epoch, self.best = state["epoch"], state["best"]
-        if not self.finished:
-            # The phase of the epoch that was run last: its optimizer goes on, or the next one begins.
-            self._enter(next(p for p in self.phases if self.epoch <= p.first + p.epochs))
+        # The phase of the epoch that was run last: its optimizer goes on, or the next one begins.
+        self._enter(next(p for p in self.phases if self.epoch <= p.first + p.epochs))
         self.model.load_state_dict(state["model"], strict=False)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
@@ -404,7 +391,7 @@ class Training:
 def fit(
     training: Training, report: Callable[[int, dict[str, float]], bool | None]
 ) -> dict[str, float] | None:
-    """Runs a training to its end, or until `report(epoch, metrics)` returns True; the best epoch's metrics."""
+    """The best epoch's metrics of a training run to its end, or until `report(epoch, metrics)` is True."""
     while not training.finished:
         metrics = training.run_epoch()
         if report(training.epoch, metrics):

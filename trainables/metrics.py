@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,11 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
     """Scores of logits, [N, C], for labels, int64 [N].
 
     A class that neither occurs nor is predicted is left out of the mean of F1; one that is only
-    predicted counts 0.
+    predicted counts 0. Logits that hold a NaN score NaN throughout: a network that diverged still has a
+    largest logit, but predicts nothing.
     """
+    if logits.isnan().any():
+        return Scores(math.nan, math.nan, math.nan)
     classes = logits.shape[1]
     predicted = logits.argmax(1)
     confusion = torch.bincount(labels * classes + predicted, minlength=classes**2)

@@ -133,7 +133,13 @@ class Schedule:
         # It watches a stand-in, so that the warm-up and it need not know of each other's rates.
         self._watched = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         self._plateau = ReduceLROnPlateau(
-            self._watched, mode=mode, factor=FALL, patience=max(1, round(epochs / 10)), eps=0
+            self._watched,
+            mode=mode,
+            factor=FALL,
+            patience=max(1, round(epochs / 10)),
+            eps=0,
+            threshold=0,
+            threshold_mode="abs",
         )
         self._apply()
 
@@ -265,17 +271,19 @@ class _Delta(Regulariser):
     ) -> None:
         super().__init__(strength)
         self._model = model
-        self._source = deepcopy(backbone.module).to(model.mean.device).eval().requires_grad_(False)
+        source = deepcopy(backbone.module).eval().requires_grad_(False)
+        # In the layout of the model's own maps: sums in another order would differ at the start.
+        self._source = source.to(model.mean.device).to(memory_format=torch.channels_last)
         trained = [group for group in groups if not model.frozen.issuperset(group)]
         count = min(4, len(trained))
         ends = [trained[len(trained) * (i + 1) // count - 1] for i in range(count)]
         self._ours: dict[str, Tensor] = {}
         self._theirs: dict[str, Tensor] = {}
-        self._hooks = []
-        for name in dict.fromkeys(_end_of(group) for group in ends):
-            for trunk, maps in ((model.trunk, self._ours), (self._source, self._theirs)):
-                hook = trunk.get_submodule(name).register_forward_hook(_keep(name, maps))
-                self._hooks.append(hook)
+        self._hooks = [
+            trunk.get_submodule(name).register_forward_hook(_keep(name, maps))
+            for name in dict.fromkeys(_end_of(group) for group in ends)
+            for trunk, maps in ((model.trunk, self._ours), (self._source, self._theirs))
+        ]
 
     def measure(self, inputs: Tensor, features: Tensor) -> Tensor:
         with torch.no_grad():
@@ -338,10 +346,12 @@ def _end_of(group: Sequence[str]) -> str:
 
 
 def _keep(name: str, maps: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
-    """A hook that keeps a module's output in `maps`, but for passes that only evaluate."""
+    """A hook that keeps a module's output in `maps`, but for what only evaluates the module."""
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        maps[name] = output
+        trains = any(parameter.requires_grad for parameter in module.parameters())
+        if isinstance(output, Tensor) and torch.is_grad_enabled() == trains:
+            maps[name] = output
 
     return hook
 

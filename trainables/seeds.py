@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 __all__ = ["derived_seed", "generator", "sample_seeds"]
 
@@ -16,8 +18,10 @@ def derived_seed(*names: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def generator(*names: str | int) -> torch.Generator:
+def generator(*names: str | int) -> Generator:
     """A CPU generator seeded by `derived_seed`."""
+    import torch  # not above: the study needs seeds, and no torch
+
     return torch.Generator().manual_seed(derived_seed(*names))
 
 

@@ -82,7 +82,9 @@ def _items(model_input: Any) -> Iterable[Any]:
         return list(model_input["image"])
     if isinstance(model_input, str | bytes | Path):
         return [model_input]
-    return list(model_input)
+    if not isinstance(model_input, Iterable):
+        raise ValueError(f"the input is {model_input!r}, but must be a list, an array or a frame of images")
+    return model_input
 
 
 def _image(item: Any) -> Tensor:
@@ -92,7 +94,7 @@ def _image(item: Any) -> Tensor:
     if isinstance(item, Path | bytes):
         return decode(item)
     array = np.asarray(item)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise ValueError(
             f"an image is {array.dtype} {list(array.shape)}, but must be uint8 [H, W, 3], "
             "a path or encoded bytes"

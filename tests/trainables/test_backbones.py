@@ -27,20 +27,16 @@ SMALL = {
     "convnext_tiny": 32,
     "densenet121": 32,
     "efficientnet_b0": 32,
-    "efficientnet_v2_s": 32,
     "googlenet": 32,
     "inception_v3": 96,
     "mnasnet0_5": 32,
     "mobilenet_v2": 32,
     "mobilenet_v3_small": 32,
-    "regnet_x_400mf": 32,
     "regnet_y_400mf": 32,
     "resnet18": 32,
-    "resnext50_32x4d": 32,
     "shufflenet_v2_x0_5": 32,
     "squeezenet1_1": 32,
     "swin_t": 32,
-    "swin_v2_t": 32,
     "vgg11": 32,
     "vgg11_bn": 32,
     "vit_b_32": 64,
@@ -53,7 +49,7 @@ TIMM = {
     "ghostnet_050": 32,
     "lcnet_035": 32,
     "levit_128s": 224,
-    "maxvit_rmlp_pico_rw_256": 256,
+    "maxvit_rmlp_pico_rw_256": 128,
     "mobilenetv3_small_050": 32,
     "mobilevit_xxs": 64,
     "poolformer_s12": 32,
@@ -174,7 +170,7 @@ def test_available_lists_what_can_be_built() -> None:
     assert [info.name for info in backbones.available("vgg1?")] == [
         *("vgg11", "vgg13", "vgg16", "vgg19")
     ]
-    assert [info.name for info in backbones.available("lite0")][0] == "efficientnet_lite0"
+    assert backbones.available("lite0")[0].name == "efficientnet_lite0"
     assert any(info.name == "timm/vit_tiny_patch16_224" for info in backbones.available("timm/vit"))
 
 
@@ -266,7 +262,10 @@ def test_torchvision_brings_its_own_preprocessing(
 
 
 def test_vgg_features_are_pooled_maps() -> None:
-    backbone = backbones.build("vgg11", weights="none", image_size=64)
+    with WithoutInit():
+        backbone = backbones.build("vgg11", weights="none", image_size=64)
+    for parameter in backbone.module.parameters():
+        nn.init.normal_(parameter, std=0.05)
     images = torch.rand(2, 3, 64, 64)
     maps = backbone.module.get_submodule("features")(images)
     assert torch.allclose(backbone.module(images), maps.mean((2, 3)), atol=1e-6)
@@ -300,9 +299,10 @@ def test_cached_torchvision_weights_are_used() -> None:
 
 
 def full_googlenet() -> nn.Module:
-    return torchvision.models.googlenet(
+    network: nn.Module = torchvision.models.googlenet(
         aux_logits=True, transform_input=True, init_weights=False
-    ).eval()
+    )
+    return network
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_timm_refuses_a_file_that_does_not_fit(tmp_path: Path, name: str) -> Non
 
 def test_cached_timm_weights_are_used(tmp_path: Path) -> None:
     name = "test_resnet.r160_in1k"
-    with pytest.raises(BackboneError, match="create_model.*HF_HOME"):
+    with pytest.raises(BackboneError, match=r"create_model.*HF_HOME"):
         backbones.check(f"timm/{name}", "pretrained")
     repository = tmp_path / "hub" / f"models--timm--{name}"
     snapshot = repository / "snapshots" / ("0" * 40)
@@ -523,16 +523,14 @@ def test_nested_and_classifierless_files_load(tmp_path: Path) -> None:
 
 
 def test_the_hash_follows_every_bit_of_the_weights(tmp_path: Path) -> None:
-    state = resnet_state()
+    state = torchvision.models.shufflenet_v2_x0_5().state_dict()
+    negative = {"conv1.1.running_mean": torch.full((24,), -0.0)}
     hashes = []
-    for name, change in (
-        ("a", {}),
-        ("b", {}),
-        ("c", {"bn1.running_mean": torch.full((64,), -0.0)}),
-    ):
-        torch.save({**state, **change}, tmp_path / f"{name}.pth")
+    for name, change in (("a", {}), ("b", {}), ("c", negative)):
         path = str(tmp_path / f"{name}.pth")
-        hashes.append(backbones.build("resnet18", weights=path, image_size=32).weights_hash)
+        torch.save({**state, **change}, path)
+        built = backbones.build("shufflenet_v2_x0_5", weights=path, image_size=32)
+        hashes.append(built.weights_hash)
     assert hashes[0] == hashes[1] != hashes[2]
 
 

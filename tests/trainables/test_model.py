@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,10 +116,11 @@ def test_inputs_are_normalised_as_the_weights_want(lite0: Backbone) -> None:
     network = build_model(lite0, PROBE, 10).eval()
     inputs = random_inputs(64, 2)
     with torch.no_grad():
+        # Another memory layout sums in another order.
         features = lite0.module((inputs.float() / 255 - 0.5) / 0.5)
-        assert torch.equal(network.features(inputs), features)
-        assert torch.equal(network.features(inputs.float()), features)
-        assert torch.equal(network(inputs), network.head(features))
+        assert torch.allclose(network.features(inputs), features, atol=1e-4)
+        assert torch.equal(network.features(inputs.float()), network.features(inputs))
+        assert torch.equal(network(inputs), network.head(network.features(inputs)))
     assert network(inputs).shape == (2, 10)
 
 
@@ -416,7 +418,7 @@ def test_saving_replaces_whole_files(
     with pytest.raises(KeyboardInterrupt):
         saved(tmp_path, lite0, PROBE, steps=2)
     # Never a mixture that looks whole.
-    with pytest.raises(ModelError, match="not the one that model.json was written with"):
+    with pytest.raises(ModelError, match=r"not the one that model\.json was written with"):
         load_delta(tmp_path)
 
 
@@ -431,10 +433,16 @@ def test_a_model_of_another_backbone_or_head_is_not_saved(lite0: Backbone, tmp_p
 # Files that cannot be trusted
 
 
+@pytest.fixture(scope="module")
+def pristine(lite0: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("pristine")
+    saved(directory, lite0, PROBE, steps=0)
+    return directory
+
+
 @pytest.fixture
-def folder(lite0: Backbone, tmp_path: Path) -> Path:
-    saved(tmp_path / "model", lite0, PROBE, steps=0)
-    return tmp_path / "model"
+def folder(pristine: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(pristine, tmp_path / "model")
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -474,8 +482,8 @@ def put_delta(folder: Path, delta: bytes) -> None:
         (lambda v: v.update(classes=["a", "b"]), r"must be torch.float32 \[2, 1280\]"),
         (lambda v: v["hparams"].update(momentun=1), "unknown hyperparameters: momentun"),
         (lambda v: v["hparams"].update(lr=-1), "lr is -1"),
-        (lambda v: v["hparams"].update(batch_size=float("inf")), ""),
-        (lambda v: v["hparams"].update(sub_policies=7), ""),
+        (lambda v: v["hparams"].update(batch_size=float("inf")), "batch_size is inf"),
+        (lambda v: v["hparams"].update(sub_policies=7), "not iterable"),
         (lambda v: v.update(hparams=[]), "hparams must be a mapping"),
         (lambda v: v.update(metric={"val_accuracy": "high"}), "metric must map"),
         (lambda v: v.update(metric=[1]), "metric must map"),

@@ -1,0 +1,172 @@
+"""The study: the table of endings, row by row, and what a new driver finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from search.home import Home
+from search.study import ENDINGS, Ending, SearchStudy
+from tests.search.specs import small
+from trainables.record import METRICS
+
+BEST = {"epoch": 2.0, **dict.fromkeys(METRICS, 0.5), "val_accuracy": 0.75}
+
+
+def opened(*overrides: str) -> SearchStudy:
+    home = Home.of("small")
+    home.make()
+    return SearchStudy.create(small(*overrides), home)
+
+
+def metrics(value: float) -> dict[str, float]:
+    return {**dict.fromkeys(METRICS, 0.5), "val_accuracy": value}
+
+
+@pytest.mark.parametrize(
+    ("ending", "state", "mlflow", "counts"),
+    [
+        (Ending.COMPLETED, TrialState.COMPLETE, "FINISHED", True),
+        (Ending.PRUNED, TrialState.PRUNED, "KILLED", True),
+        (Ending.DIVERGED, TrialState.FAIL, "FAILED", True),
+        (Ending.ERRORED, TrialState.FAIL, "FAILED", True),
+        (Ending.OUT_OF_MEMORY, TrialState.FAIL, "FAILED", True),
+        (Ending.INTERRUPTED, TrialState.RUNNING, "KILLED", False),
+        (Ending.ABANDONED, TrialState.FAIL, "KILLED", True),
+    ],
+)
+def test_a_row_of_the_table(
+    folder: Path, ending: Ending, state: TrialState, mlflow: str, counts: bool
+) -> None:
+    study = opened()
+    number = study.ask().number
+    study.report(number, 1, metrics(0.5))
+    study.report(number, 2, metrics(0.75))
+    study.end(number, ending, BEST, "why")
+    (trial,) = study.trials()
+    assert trial.state == state
+    assert ENDINGS[ending].mlflow == mlflow
+    assert study.progress().counted == int(counts)
+    assert trial.intermediate_values == {1: 0.5, 2: 0.75}
+    assert bool(study.best()) == (ending is Ending.COMPLETED)
+    (record,) = study.records()
+    assert (record.value, record.best_epoch, record.epochs) == (0.75, 2, 2)
+    if state != TrialState.RUNNING:
+        assert (record.ending, record.reason) == (ending, "why")
+
+
+def test_every_ending_has_a_row() -> None:
+    assert set(ENDINGS) == set(Ending)
+
+
+def test_a_completed_trial_has_the_value_of_its_best_epoch(folder: Path) -> None:
+    study = opened()
+    number = study.ask().number
+    for epoch, value in enumerate((0.5, 0.75, 0.6), 1):
+        study.report(number, epoch, metrics(value))
+    study.end(number, Ending.COMPLETED, BEST)
+    assert study.leader() == (0, 0.75)
+
+
+def test_the_first_trial_is_the_recipe(folder: Path) -> None:
+    study = opened()
+    first = study.ask().hparams
+    assert (first.lr, first.batch_size, first.policy) == (2e-3, 64, "none")
+
+
+def test_a_new_driver_continues_what_ran(folder: Path) -> None:
+    study = opened()
+    done, left = study.ask(), study.ask()
+    study.started(left, tune_trial_id="abc", mlflow_run_id="run")
+    study.report(left.number, 1, metrics(0.5))
+    study.end(done.number, Ending.COMPLETED, BEST)
+    again = opened()
+    assert again.interrupted() == [left.number]
+    continued = again.continue_trial(left.number)
+    assert continued.hparams == left.hparams
+    assert continued.begun == 1
+    assert again.interrupted() == []
+    # The epoch that was reported before the crash comes again and does not count twice.
+    again.report(left.number, 1, metrics(0.5))
+    again.report(left.number, 2, metrics(0.75))
+    again.end(left.number, Ending.COMPLETED, BEST)
+    assert again.progress().completed == 2
+    assert len(again.trials()) == 2
+
+
+def test_a_resumed_sampler_does_not_repeat_itself(folder: Path) -> None:
+    first = opened("search.sampler=random")
+    drawn = [first.ask().hparams.lr for _ in range(3)]
+    again = opened("search.sampler=random")
+    drawn += [again.ask().hparams.lr for _ in range(3)]
+    assert len(set(drawn)) == 6
+
+
+def test_seeds_of_trials_differ_and_follow_from_the_search(folder: Path) -> None:
+    study = opened()
+    seeds = [study.ask().hparams.seed for _ in range(4)]
+    assert len(set(seeds)) == 4
+
+
+def test_ties_go_to_the_earlier_trial(folder: Path) -> None:
+    study = opened()
+    for _ in range(3):
+        study.end(study.ask().number, Ending.COMPLETED, BEST)
+    assert study.leader() == (0, 0.75)
+
+
+def test_failed_trials_can_be_run_again(folder: Path) -> None:
+    study = opened()
+    study.end(study.ask().number, Ending.COMPLETED, BEST)
+    failed = study.ask()
+    study.end(failed.number, Ending.ERRORED, None, "boom")
+    study.retry_failed()
+    again = study.ask()
+    assert study.budget == 7
+    assert again.hparams.lr == failed.hparams.lr
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "cmaes", "qmc", "nsga2", "grid"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_every_sampler_draws(folder: Path, sampler: str) -> None:
+    study = opened(f"search.sampler={sampler}", "space.lr=[0.001, 0.01, 0.1]")
+    drawn = set()
+    for _ in range(12):
+        trial = study.ask()
+        drawn.add((trial.hparams.lr, trial.hparams.batch_size, trial.hparams.policy))
+        study.end(trial.number, Ending.COMPLETED, BEST)
+    assert len(drawn) == 12 if sampler == "grid" else len(drawn) > 3
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "wilcoxon", "none"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_every_pruner_answers(folder: Path, pruner: str) -> None:
+    study = opened(f"search.pruner={pruner}", "search.max_epochs=9")
+    answers: list[Any] = []
+    for value in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
+        number, epoch = study.ask().number, 0
+        while epoch < 9:
+            epoch += 1
+            answers.append(study.report(number, epoch, metrics(value)))
+            if answers[-1]:
+                break
+        ending = Ending.PRUNED if answers[-1] else Ending.COMPLETED
+        study.end(number, ending, {**BEST, "val_accuracy": value})
+    assert any(answers) == (pruner != "none")
+    leader = study.leader()
+    assert leader is not None
+    assert leader[0] == 0
+
+
+def test_several_objectives_give_a_front(folder: Path) -> None:
+    study = opened(
+        "search.objective={val_accuracy: maximize, epoch_seconds: minimize}", "search.pruner=none"
+    )
+    for accuracy, seconds in ((0.9, 9.0), (0.8, 1.0), (0.7, 5.0)):
+        number = study.ask().number
+        best = {**BEST, "val_accuracy": accuracy, "epoch_seconds": seconds}
+        study.end(number, Ending.COMPLETED, best)
+    assert [trial.number for trial in study.best()] == [0, 1]

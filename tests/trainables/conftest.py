@@ -1,0 +1,61 @@
+"""Real images and a real backbone, small enough that a trial takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainables import backbones
+from trainables.backbones import Backbone
+from trainables.cache import Cache
+from trainables.data import DataConfig, ImageData, load
+from trainables.hparams import HParams
+from trainables.loop import Settings, Training
+
+SIDE = 32
+
+
+@pytest.fixture(scope="session")
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data-cache")
+
+
+@pytest.fixture(scope="session")
+def digits(data_cache: Path) -> ImageData:
+    """Enough for two chunks of features."""
+    config = DataConfig(source="digits", train_limit=150, validation_limit=60, test_limit=20)
+    return load(config, cache_dir=data_cache)
+
+
+@pytest.fixture(scope="session")
+def few_digits(data_cache: Path) -> ImageData:
+    config = DataConfig(source="digits", train_limit=24, validation_limit=20, test_limit=20)
+    return load(config, cache_dir=data_cache)
+
+
+@pytest.fixture(scope="session")
+def small_lite0() -> Backbone:
+    torch.set_num_threads(1)
+    return backbones.build("efficientnet_lite0", image_size=SIDE)
+
+
+@pytest.fixture
+def begin(few_digits: ImageData, small_lite0: Backbone) -> Callable[..., Training]:
+    """Begins a training; knobs by name."""
+
+    def begun(
+        *,
+        data: ImageData = few_digits,
+        backbone: Backbone = small_lite0,
+        settings: Settings = Settings(threads=1),
+        cache: Cache | None = None,
+        **knobs: Any,
+    ) -> Training:
+        hparams = HParams(**{"image_size": SIDE, "batch_size": 8, **knobs})
+        return Training(hparams, data, backbone, settings=settings, cache=cache)
+
+    return begun

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainables import image_transfer
+from trainables.data import DataConfig
+from trainables.hparams import HParams
+from trainables.image_transfer import BEST, ImageTransfer, TrialConfig
+from trainables.record import METRICS, MODEL_FOLDER, STATE_FILE
+from trainables.model import load_delta
+
+Make = Callable[[TrialConfig], ImageTransfer]
+TIMINGS = {"epoch_seconds", "images_per_second"}
+
+
+@pytest.fixture
+def trial(tmp_path: Path, data_cache: Path) -> Callable[..., TrialConfig]:
+    """The configuration of a trial; knobs by name."""
+    data = DataConfig(source="digits", train_limit=24, validation_limit=20, test_limit=20)
+
+    def configured(number: int, *, cache_bytes: int = 2**30, **knobs: Any) -> TrialConfig:
+        hparams = HParams(**{"image_size": 32, "batch_size": 8, "max_epochs": 3, **knobs})
+        return TrialConfig(
+            number=number,
+            hparams=hparams.to_dict(),
+            folder=str(tmp_path / "trials" / str(number)),
+            data=data.to_dict(),
+            settings={"threads": 1, "monitor": {"metric": "val_loss", "maximize": False}},
+            cache_dir=str(data_cache),
+            cache_bytes=cache_bytes,
+        )
+
+    return configured
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Makes a trainable as an actor would, without a cluster."""
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(tmp_path / "tune"))
+    made: list[ImageTransfer] = []
+
+    def trainable(config: TrialConfig) -> ImageTransfer:
+        made.append(ImageTransfer(config))
+        return made[-1]
+
+    yield trainable
+    for each in made:
+        each.stop()
+
+
+def steps(trainable: ImageTransfer, count: int = 3) -> list[dict[str, Any]]:
+    return [steady(trainable.train()) for _ in range(count)]
+
+
+def steady(result: dict[str, Any]) -> dict[str, Any]:
+    """Of a result as Tune passes it on, what does not depend on the clock."""
+    own = {name: result[name] for name in (*METRICS, "epoch") if name not in TIMINGS}
+    best = {name: value for name, value in result[BEST].items() if name not in TIMINGS}
+    return {**own, BEST: best}
+
+
+def delta(trial: TrialConfig) -> bytes:
+    return (Path(trial["folder"]) / MODEL_FOLDER / "delta.safetensors").read_bytes()
+
+
+def test_a_step_is_an_epoch_and_says_what_it_measured(make: Make, trial: Callable[..., TrialConfig]) -> None:
+    config = trial(0)
+    trainable = make(config)
+    assert not Path(config["folder"]).exists()  # nothing slow before the first step
+    results = [trainable.train() for _ in range(3)]
+    assert [result["epoch"] for result in results] == [1, 2, 3]
+    for result in results:
+        assert set(METRICS) <= set(result)
+        assert set(result[BEST]) == {"epoch", *METRICS}
+        assert result["pid"] == os.getpid()
+        assert isinstance(result["node"], str)
+        assert not result["done"]
+    losses = [result["val_loss"] for result in results]
+    assert results[-1][BEST]["val_loss"] == min(losses)
+    assert results[-1][BEST]["epoch"] == 1 + losses.index(min(losses))
+    card = load_delta(Path(config["folder"]) / MODEL_FOLDER).card
+    assert card.metric == results[-1][BEST]
+
+
+def test_a_retried_trial_goes_on_from_its_state(
+    make: Make, trial: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_transfer, "_STATE_SECONDS", 0.0)
+    knobs = {"strategy": "lp_ft", "dropout": 0.3, "ema": 0.9, "policy": "flip_crop"}
+    whole, broken = trial(0, **knobs), trial(1, **knobs)
+    expected = steps(make(whole))
+    assert steps(make(broken), 2) == expected[:2]
+    assert (Path(broken["folder"]) / STATE_FILE).is_file()
+    assert steps(make(broken), 1) == expected[2:]
+    assert delta(broken) == delta(whole)
+
+
+def test_a_state_is_not_written_more_often_than_needed(
+    make: Make, trial: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_transfer, "_STATE_SECONDS", 3600.0)
+    steps(make(trial(0)))
+    assert not (Path(trial(0)["folder"]) / STATE_FILE).exists()
+    # Nobody goes on from the last epoch.
+    monkeypatch.setattr(image_transfer, "_STATE_SECONDS", 0.0)
+    steps(make(trial(1, max_epochs=1)), 1)
+    assert not (Path(trial(1)["folder"]) / STATE_FILE).exists()
+
+
+def test_a_trial_on_a_reused_actor_equals_one_on_a_new_one(
+    make: Make, trial: Callable[..., TrialConfig]
+) -> None:
+    knobs = {"strategy": "lp_ft", "dropout": 0.3, "mixing": "mixup", "seed": 3}
+    new = trial(0, **knobs)
+    expected = steps(make(new))
+    actor = make(trial(1, strategy="full", policy="auto_augment", max_epochs=4))
+    steps(actor, 1)  # pruned
+    reused = trial(2, **knobs)
+    assert actor.reset(reused)
+    assert steps(actor) == expected
+    assert delta(reused) == delta(new)
+
+
+def test_without_a_cache_the_metrics_are_the_same(make: Make, trial: Callable[..., TrialConfig]) -> None:
+    knobs = {"policy": "flip_crop", "dropout": 0.2}
+    assert steps(make(trial(0, cache_bytes=0, **knobs))) == steps(make(trial(1, **knobs)))
+
+
+def test_what_fails_to_begin_may_be_tried_again(
+    make: Make, trial: Callable[..., TrialConfig], data_cache: Path, tmp_path: Path
+) -> None:
+    config = trial(0)
+    Path(config["folder"]).parent.mkdir()
+    Path(config["folder"]).write_text("in the way")
+    trainable = make(config)
+    with pytest.raises(FileExistsError):
+        trainable.train()
+    Path(config["folder"]).unlink()
+    assert [result["epoch"] for result in steps(trainable)] == [1, 2, 3]
+
+
+def test_an_actor_keeps_a_bounded_number_of_everything(make: Make, trial: Callable[..., TrialConfig]) -> None:
+    actor = make(trial(0))
+    models = []
+    for number in range(6):
+        actor.reset(trial(number, image_size=32 + 2 * number, max_epochs=1))
+        actor.train()
+        assert actor._training is not None
+        models.append(weakref.ref(actor._training.model))
+    gc.collect()
+    assert sum(model() is not None for model in models) == 1
+    for cached in (image_transfer._data, image_transfer._backbone, image_transfer._cache):
+        info = cached.cache_info()
+        assert info.maxsize is not None
+        assert info.currsize <= info.maxsize <= 4
+    actor.cleanup()
+    gc.collect()
+    assert all(model() is None for model in models)
+
+
+def test_a_cache_that_vanishes_between_trials_is_made_again(
+    make: Make, trial: Callable[..., TrialConfig], data_cache: Path
+) -> None:
+    actor = make(trial(0))
+    expected = steps(actor)
+    shutil.rmtree(data_cache / "objects", ignore_errors=True)
+    image_transfer._cache.cache_clear()
+    actor.reset(trial(1))
+    assert steps(actor) == expected
+    assert torch.get_num_threads() == 1
