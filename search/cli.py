@@ -339,11 +339,13 @@ def predict(
     rows = [
         {
             "image": str(path),
-            "label": row.label,
-            "probability": float(row.probability),
-            "probabilities": dict(zip(classifier.card.classes, map(float, row.probabilities), strict=True)),
+            "label": row["label"],
+            "probability": float(row["probability"]),
+            "probabilities": dict(
+                zip(classifier.card.classes, map(float, row["probabilities"]), strict=True)
+            ),
         }
-        for path, row in zip(images, found.itertuples(), strict=True)
+        for path, row in zip(images, found.to_dict("records"), strict=True)
     ]
     if as_json:
         _print_json(rows)

@@ -1,8 +1,8 @@
 """The whole model of a trial as files that need no search: weights, preprocessing, class names.
 
-An export's folder holds `model.json` (the card) and one file a format. Each carries the card
-inside too, and is checked: its program, read back from the disk, must give the trial's recorded validation metric before the command
-says that it is done.
+An export's folder holds `model.json` (the card) and one file a format. Each carries the card inside
+too, and is checked: read back from the disk, it must give the trial's recorded validation accuracy
+before the command says that it is done.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _write_safetensors(loaded: LoadedModel, path: Path) -> None:
 def _read_safetensors(path: Path) -> Classifier:
     with safe_open(path, framework="pt") as file:
         card = _card((file.metadata() or {}).get(_CARD, ""), path)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     return Classifier(whole_model(card, tensors, path).model, card)
 
 

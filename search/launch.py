@@ -28,7 +28,7 @@ from trainables import backbones
 from trainables.cache import default_root
 from trainables.data import DataError, ImageData, load
 from trainables.hparams import HParams
-from trainables.image_transfer import ImageTransfer, TrialConfig
+from trainables.image_transfer import ImageTransfer
 from trainables.loop import Monitor, Settings
 from trainables.model import build_model, unfreeze
 
@@ -291,7 +291,7 @@ def _finish(study: SearchStudy, tracker: Tracker, outcome: Outcome, console: Con
 
 
 def trial_config(spec: SearchSpec) -> dict[str, Any]:
-    """What is the same in every trial's `TrialConfig`."""
+    """What is the same in the `TrialConfig` of every trial."""
     metric, direction = next(iter(spec.search.objective.items()))
     settings = Settings(
         monitor=Monitor(metric=metric, maximize=direction == "maximize"),
@@ -300,16 +300,13 @@ def trial_config(spec: SearchSpec) -> dict[str, Any]:
         device="cuda" if spec.resources.gpu else "cpu",
         threads=max(1, int(spec.resources.cpu)),
     )
-    config = TrialConfig(
-        number=-1,
-        hparams={},
-        folder="",
-        data=spec.data.config.to_dict(),
-        settings={**vars(settings), "monitor": vars(settings.monitor)},
-        cache_dir=str(cache_root(spec)),
-        cache_bytes=int(spec.cache.max_gb * 2**30) if spec.cache.enabled else 0,
-    )
-    return {key: value for key, value in config.items() if key not in ("number", "hparams", "folder")}
+    return {
+        "sampled": [name for name, domain in spec.space.items() if domain.sampled],
+        "data": spec.data.config.to_dict(),
+        "settings": {**vars(settings), "monitor": vars(settings.monitor)},
+        "cache_dir": str(cache_root(spec)),
+        "cache_bytes": int(spec.cache.max_gb * 2**30) if spec.cache.enabled else 0,
+    }
 
 
 @contextmanager

@@ -428,7 +428,7 @@ class Links:
             return {}
         condition = f"tags.`{SEARCH_TAG}` = '{self._search_id}'"
         found = _all_models(self._client, self._experiment, condition)
-        return {model.source_run_id: model.model_id for model in found if model.status == "READY"}
+        return {model.source_run_id or "": model.model_id for model in found if model.status == "READY"}
 
 
 def _all_models(client: MlflowClient, experiment: str, condition: str) -> Iterator[LoggedModel]:

@@ -26,7 +26,7 @@ from search.errors import BadInput
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import Assignment, Ending, SearchStudy
-from trainables.image_transfer import BEST, ImageTransfer, TrialConfig
+from trainables.image_transfer import BEST, ImageTransfer
 from trainables.record import METRICS, STATE_FILE
 
 __all__ = ["Conductor", "Observer", "capacity", "local_ray", "run_trials"]
@@ -124,14 +124,12 @@ class Conductor:
         for observer in self._observers:
             observer.trial_started(assignment)
         self.study.started(assignment, tune_trial_id=tune_id, mlflow_run_id=self._run_of(number))
-        return dict(
-            TrialConfig(
-                number=number,
-                hparams=assignment.hparams.to_dict(),
-                folder=str(self.home.trial(number)),
-                **self._config,
-            )
-        )
+        return {
+            **self._config,
+            "number": number,
+            "hparams": assignment.hparams.to_dict(),
+            "folder": str(self.home.trial(number)),
+        }
 
     def after_epoch(self, tune_id: str, result: Mapping[str, Any]) -> bool:
         """Takes an epoch's result; whether the trial goes on."""
@@ -302,7 +300,7 @@ def capacity(spec: SearchSpec) -> int:
             f"but the cluster has CPU {have.get('CPU', 0):g} and GPU {have.get('GPU', 0):g}; "
             "ask for less, e.g. --set resources.gpu=0"
         )
-    return min(fits)
+    return int(min(fits))
 
 
 def run_trials(conductor: Conductor, *, trainable: type[tune.Trainable] = ImageTransfer) -> None:

@@ -349,11 +349,34 @@ class HParams:
                 clean[name] = int(value)
         return cls(**clean)
 
+    def watched(self, reads: set[str]) -> HParams:
+        """The same value, which adds to `reads` the name of every knob that is read from it.
+
+        Looking at all at once, as `to_dict` and `active` do, is not reading.
+        """
+        watched = _Watched(**{name: getattr(self, name) for name in knobs()})
+        object.__setattr__(watched, "_reads", reads)
+        reads.clear()
+        return watched
+
     @property
     def active(self) -> dict[str, Any]:
         """The knobs that something reads, given the others."""
         values = self.to_dict()
         return {name: value for name, value in values.items() if is_active(name, values)}
+
+
+class _Watched(HParams):
+    """An `HParams` that tells which of its knobs were read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        reads = object.__getattribute__(self, "__dict__").get("_reads")
+        if reads is not None and name in knobs():
+            reads.add(name)
+        return object.__getattribute__(self, name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: object.__getattribute__(self, name) for name in knobs()}
 
 
 @cache

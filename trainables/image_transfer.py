@@ -31,6 +31,7 @@ class TrialConfig(TypedDict):
     Attributes:
         number: the trial's number in its study.
         hparams: as `HParams.to_dict` gives them.
+        sampled: names of the hyperparameters that the search varies.
         folder: where the trial keeps its state and its model; on storage that all nodes share.
         data: as `DataConfig.to_dict` gives it.
         settings: fields of `Settings`; its monitor as fields of `Monitor`.
@@ -40,6 +41,7 @@ class TrialConfig(TypedDict):
 
     number: int
     hparams: dict[str, Any]
+    sampled: list[str]
     folder: str
     data: dict[str, Any]
     settings: dict[str, Any]
@@ -68,9 +70,13 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """Runs one epoch and gives its metrics, `epoch`, and the best epoch's metrics under `best`."""
         if self._training is None:
-            self._training = _training(self._trial)
+            self._reads: set[str] = set()
+            self._training = _training(self._trial, self._reads)
         training, folder = self._training, Path(self._trial["folder"])
         metrics = training.run_epoch()
+        if training.phase_began:
+            training.save_record(folder)
+            self._check_reads(training)
         if training.improved:
             training.save_model(folder)
         if time.monotonic() - self._saved > _STATE_SECONDS and not training.finished:
@@ -84,13 +90,21 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
             "pid": os.getpid(),
         }
 
+    def _check_reads(self, training: Training) -> None:
+        """Fails a trial whose search varies something that nothing looks at: it would learn noise."""
+        if training.epoch <= training.phases[-1].first:
+            return  # a later phase may still read it
+        unread = set(self._trial["sampled"]) & set(training.hparams.active) - self._reads
+        if unread:
+            raise ValueError(f"sampled, but nothing read it: {', '.join(sorted(unread))}")
+
     def cleanup(self) -> None:
         self._training = None
 
 
-def _training(trial: TrialConfig) -> Training:
+def _training(trial: TrialConfig, reads: set[str]) -> Training:
     settings = {**trial["settings"], "monitor": Monitor(**trial["settings"]["monitor"])}
-    hparams = HParams.from_dict(trial["hparams"])
+    hparams = HParams.from_dict(trial["hparams"]).watched(reads)
     training = Training(
         hparams,
         _data(trial["cache_dir"], **trial["data"]),

@@ -7,6 +7,7 @@ resumes at an epoch's boundary equals one that was never interrupted.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -28,12 +29,14 @@ from trainables.features import FrozenFeatures
 from trainables.hparams import HParams
 from trainables.metrics import Scores, scores
 from trainables.model import build_model, make_card, save_delta, unfreeze
-from trainables.record import MODEL_FOLDER, STATE_FILE
+from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
 from trainables.seeds import derived_seed, generator, sample_seeds
 
 __all__ = ["Monitor", "Phase", "Settings", "Training", "fit", "phases"]
 
 _EVALUATION_BATCH = 64
+_PREVIEW_ROWS = 3
+_PREVIEW_DRAWS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +139,14 @@ class Training:
         self._mixing = augment.build_mixing(hparams, len(data.classes))
         self._weights = _class_weights(data).to(self.device) if hparams.class_weights else None
         self._phase: Phase | None = None
+        self._applied: dict[int, dict[str, Any]] = {}
         self._penalty: optim.Regulariser | None = None
         self._enter(self.phases[0])
+
+    @property
+    def phase_began(self) -> bool:
+        """Whether the epoch that was run last was the first of its phase."""
+        return self._phase is not None and self.epoch == self._phase.first + 1
 
     @property
     def finished(self) -> bool:
@@ -221,6 +230,7 @@ class Training:
             self._features = {split: self._frozen(split) for split in ("train", "validation")}
         else:
             self._penalty = optim.regulariser(self.model, self.backbone, self.hparams)
+        self._applied[phase.first] = self._described(phase)
 
     def _frozen(self, split: str) -> FrozenFeatures:
         """The frozen trunk's features of a split; those that a metric is computed of in full precision."""
@@ -360,14 +370,31 @@ class Training:
         return state
 
     def applied(self) -> dict[str, Any]:
-        """What was really built, for the record."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        """What was really built so far, for the record; grows with each phase."""
         return {
             "backbone": self.backbone.name,
             "weights_hash": self.backbone.weights_hash,
             "preprocessing": self.backbone.preprocessing.to_dict(),
-            "phases": [vars(phase) for phase in self.phases],
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "dtype": str(next(self.model.parameters()).dtype),
+            "policy": self.policy.describe(),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "phases": list(self._applied.values()),
+        }
+
+    def _described(self, phase: Phase) -> dict[str, Any]:
+        modules = {
+            name.rpartition(".")[0] for name, p in self.model.named_parameters() if p.requires_grad
+        }
+        return {
+            **vars(phase),
+            "features": ("cached" if self.cache else "computed") if self._features else "none",
             "optimizer": type(self._optimizer).__name__,
+            "schedule": self.hparams.schedule,
+            "trainable_parameters": sum(p.numel() for p in self._trained),
+            "trainable_modules": len(modules),
             "groups": [
                 {
                     "name": group["name"],
@@ -377,15 +404,19 @@ class Training:
                 }
                 for group in self._optimizer.param_groups
             ],
-            "trainable_parameters": sum(p.numel() for p in trained),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "policy": self.policy.describe(),
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-            "dtype": str(next(self.model.parameters()).dtype),
-            "torch": torch.__version__,
-            "features": "cached" if self._features and self.cache else "online",
         }
+
+    def save_record(self, folder: Path) -> None:
+        """Writes what was built so far, and a picture of what the policy draws, into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.applied(), indent=2) + "\n"
+        (folder / APPLIED_FILE).write_text(text, encoding="utf-8")
+        if not self.policy.is_identity:
+            shown = self.data.splits["train"][:_PREVIEW_ROWS]
+            picture = augment.preview(
+                self.policy, self._frames[shown], self.hparams.seed, _PREVIEW_ROWS, _PREVIEW_DRAWS
+            )
+            picture.save(folder / PREVIEW_FILE)
 
 
 def fit(

@@ -51,11 +51,11 @@ def begin(few_digits: ImageData, small_lite0: Backbone) -> Callable[..., Trainin
         *,
         data: ImageData = few_digits,
         backbone: Backbone = small_lite0,
-        settings: Settings = Settings(threads=1),
+        settings: Settings | None = None,
         cache: Cache | None = None,
         **knobs: Any,
     ) -> Training:
         hparams = HParams(**{"image_size": SIDE, "batch_size": 8, **knobs})
-        return Training(hparams, data, backbone, settings=settings, cache=cache)
+        return Training(hparams, data, backbone, settings=settings or Settings(threads=1), cache=cache)
 
     return begun

@@ -30,6 +30,7 @@ def trial(tmp_path: Path, data_cache: Path) -> Callable[..., TrialConfig]:
     def configured(number: int, *, cache_bytes: int = 2**30, **knobs: Any) -> TrialConfig:
         hparams = HParams(**{"image_size": 32, "batch_size": 8, "max_epochs": 3, **knobs})
         return TrialConfig(
+            sampled=[],
             number=number,
             hparams=hparams.to_dict(),
             folder=str(tmp_path / "trials" / str(number)),

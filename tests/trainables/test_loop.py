@@ -27,7 +27,7 @@ from trainables.metrics import Scores, scores
 from trainables.model import load_delta
 
 Begin = Callable[..., Training]
-CHUNKS = 2  # of the training split of `digits`
+CHUNKS = 2  # of either split, where they are small
 TIMINGS = ("epoch_seconds", "images_per_second")
 
 
@@ -360,18 +360,23 @@ def test_rates_are_those_of_the_hyperparameters(begin: Begin, rates: str) -> Non
 # Features of a frozen trunk
 
 
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainables.features._CHUNK", 12)
+
+
 @pytest.mark.parametrize("policy", ["none", "trivial_augment"])
 def test_cached_features_give_the_very_metrics_of_online_ones(
-    begin: Begin, digits: ImageData, tmp_path: Path, policy: str
+    begin: Begin, tmp_path: Path, small_chunks: None, policy: str
 ) -> None:
     knobs = {"max_epochs": 3, "policy": policy, "dropout": 0.3, "head": "mlp", "ema": 0.9}
     settings = Settings(threads=1, views=2)
-    online = begin(data=digits, settings=settings, **knobs)
+    online = begin(settings=settings, **knobs)
     history = run(online)
     assert online.applied()["features"] == "online"
     for resident_bytes in (0, 2**28):
         cache = Cache(tmp_path / "cache", resident_bytes=resident_bytes)
-        cached = begin(data=digits, settings=settings, cache=cache, **knobs)
+        cached = begin(settings=settings, cache=cache, **knobs)
         assert run(cached) == history
         assert weights(cached) == weights(online)
         assert cached.applied()["features"] == "cached"
@@ -379,29 +384,29 @@ def test_cached_features_give_the_very_metrics_of_online_ones(
 
 @pytest.mark.parametrize(("views", "seen"), [(1, [1, 1, 1]), (2, [1, 2, 2]), (None, [1, 2, 3])])
 def test_views_are_computed_when_asked_for_and_no_more_than_the_settings_say(
-    begin: Begin, digits: ImageData, tmp_path: Path, views: int | None, seen: list[int]
+    begin: Begin, tmp_path: Path, small_chunks: None, views: int | None, seen: list[int]
 ) -> None:
     cache = Cache(tmp_path / "cache")
     settings = Settings(threads=1, views=views)
     knobs = {"max_epochs": 3, "policy": "flip_crop"}
-    training = begin(data=digits, settings=settings, cache=cache, **knobs)
+    training = begin(settings=settings, cache=cache, **knobs)
     assert cache.usage.computed == 0
     for count in seen:
         training.run_epoch()
-        assert cache.usage.computed == 1 + CHUNKS * count  # one chunk of validation images
+        assert cache.usage.computed == CHUNKS * (1 + count)  # the validation images, and so many views
     # A trial with the same policy, though another seed and head, computes nothing ...
     other = Cache(cache.root)
-    run(begin(data=digits, settings=settings, cache=other, seed=1, head="mlp", **knobs))
+    run(begin(settings=settings, cache=other, seed=1, head="mlp", **knobs))
     assert other.usage.computed == 0
     # ... and one with another policy only its own views: validation images are never augmented.
     knobs["policy"] = "classic"
-    run(begin(data=digits, settings=settings, cache=other, **knobs))
+    run(begin(settings=settings, cache=other, **knobs))
     assert other.usage.computed == CHUNKS * seen[-1]
 
 
-def test_a_cached_epoch_reads_nothing_from_the_disk(begin: Begin, digits: ImageData, tmp_path: Path) -> None:
+def test_a_cached_epoch_reads_nothing_from_the_disk(begin: Begin, tmp_path: Path, small_chunks: None) -> None:
     cache = Cache(tmp_path / "cache")
-    training = begin(data=digits, settings=Settings(threads=1, views=2), cache=cache, max_epochs=6,
+    training = begin(settings=Settings(threads=1, views=2), cache=cache, max_epochs=6,
                      policy="flip_crop")  # fmt: skip
     for _ in range(2):
         training.run_epoch()
@@ -409,7 +414,7 @@ def test_a_cached_epoch_reads_nothing_from_the_disk(begin: Begin, digits: ImageD
         training.run_epoch()
     assert cache.usage.bytes_read == 0
     assert cache.usage.resident == 4 + 5  # views of the training images; the validation images
-    assert cache.usage.computed == 1 + 2 * CHUNKS
+    assert cache.usage.computed == CHUNKS * (1 + 2)
 
 
 @pytest.mark.parametrize("strategy", ["probe", "full"])
@@ -431,7 +436,7 @@ def test_validation_is_on_the_centre_crops(begin: Begin, few_digits: ImageData, 
 
 
 def test_probes_of_other_sizes_and_weights_share_nothing(
-    begin: Begin, digits: ImageData, tmp_path: Path
+    begin: Begin, tmp_path: Path, small_chunks: None
 ) -> None:
     cache = Cache(tmp_path / "cache")
     computed = 0
@@ -441,8 +446,8 @@ def test_probes_of_other_sizes_and_weights_share_nothing(
         backbones.build("efficientnet_lite0", image_size=32, weights="none", seed=1),
         backbones.build("efficientnet_lite0", image_size=32, weights="none", seed=2),
     ):
-        run(begin(data=digits, backbone=backbone, cache=cache, max_epochs=1))
-        assert cache.usage.computed == computed + 1 + CHUNKS
+        run(begin(backbone=backbone, cache=cache, max_epochs=1))
+        assert cache.usage.computed == computed + 2 * CHUNKS
         computed = cache.usage.computed
 
 
@@ -518,7 +523,7 @@ def test_a_training_that_diverges_has_no_best_epoch(begin: Begin) -> None:
     ids=lambda knobs: knobs["strategy"],
 )
 def test_the_kept_model_reproduces_the_best_epochs_metrics(
-    begin: Begin, few_digits: ImageData, tmp_path: Path, knobs: dict[str, Any]
+    begin: Begin, few_tmp_path: Path, knobs: dict[str, Any]
 ) -> None:
     training = begin(lr=knobs.pop("lr", 0.01), **knobs)
     while not training.finished:
