@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 from ray import tune
 from rich.console import Console
 
@@ -96,9 +95,7 @@ def main() -> None:
     whole = time.perf_counter()
     timed(seconds, launch, "run_trials")
     with tempfile.TemporaryDirectory() as folder:
-        spec = read_spec(
-            SPEC.format(**vars(asked)), [f"tracking.uri=sqlite:///{folder}/mlflow.db"]
-        )
+        spec = read_spec(SPEC.format(**vars(asked)), [f"tracking.uri=sqlite:///{folder}/mlflow.db"])
         home = Home(Path(folder) / "nothing")
         home.make()
         backbone = backbones.build("efficientnet_lite0", image_size=32)

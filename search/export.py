@@ -32,9 +32,9 @@ from search.spec import SearchSpec, read_spec
 from search.tracking import register
 from trainables.augment import center_crop
 from trainables.data import load
-from trainables.record import MODEL_FOLDER
 from trainables.metrics import scores
 from trainables.model import Card, LoadedModel, ModelError, load_delta, whole_model
+from trainables.record import MODEL_FOLDER
 from trainables.serving import Classifier
 
 __all__ = ["export_trial", "open_export", "register_model"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from search import cli
 from search.home import Home
 from search.spec import read_spec
 from search.study import SearchStudy
+from tests.search.commands import rows, transfer_search
 from tests.search.specs import SMALL
 from trainables.data import load
-
-
-def transfer_search(*words: str | Path, code: int = 0) -> str:
-    """What a command printed; fails where it does not exit with `code`.
-
-    Runs in this process, since importing everything anew for each command would take most of the time.
-    """
-    output, errors = io.StringIO(), io.StringIO()
-    with redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as ended:
-        cli.main(lambda: cli.app(args=[str(word) for word in words]))
-    assert (ended.value.code or 0) == code, f"{words}:\n{output.getvalue()}\n{errors.getvalue()}"
-    return output.getvalue() if code == 0 else errors.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +41,6 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def inside(searched: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(searched)
     return searched
-
-
-def rows(command: str, *words: str) -> Any:
-    return json.loads(transfer_search(command, *words, "--json"))
 
 
 def test_trials_are_as_the_spec_and_the_storage_say(inside: Path) -> None:
@@ -137,9 +119,7 @@ def test_a_model_is_registered_under_an_alias(inside: Path, tmp_path: Path) -> N
 def test_a_damaged_export_is_refused(inside: Path, tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
-    assert "holds no model" in transfer_search(
-        "predict", tmp_path / "empty", tmp_path / "image.png", code=2
-    )
+    assert "holds no model" in transfer_search("predict", tmp_path / "empty", tmp_path / "image.png", code=2)
     (tmp_path / "empty" / "model.safetensors").write_bytes(b"\0" * 100)
     assert "no usable export" in transfer_search(
         "predict", tmp_path / "empty", tmp_path / "image.png", code=2

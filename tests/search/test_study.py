@@ -162,9 +162,7 @@ def test_every_pruner_answers(folder: Path, pruner: str) -> None:
 
 
 def test_several_objectives_give_a_front(folder: Path) -> None:
-    study = opened(
-        "search.objective={val_accuracy: maximize, epoch_seconds: minimize}", "search.pruner=none"
-    )
+    study = opened("search.objective={val_accuracy: maximize, epoch_seconds: minimize}", "search.pruner=none")
     for accuracy, seconds in ((0.9, 9.0), (0.8, 1.0), (0.7, 5.0)):
         number = study.ask().number
         best = {**BEST, "val_accuracy": accuracy, "epoch_seconds": seconds}

@@ -134,6 +134,15 @@ def test_the_least_recently_used_go_and_the_bound_holds(tmp_path: Path) -> None:
     assert cache.entries() == []
 
 
+def test_many_small_entries_do_not_overrun_the_bound_between_sweeps(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_bytes=100_000)
+    sums = []
+    for number in range(200):
+        cache.write(key(number), entry(number, 100))
+        sums.append(sum(size for _, size, _ in cache.entries()))
+    assert 95_000 < max(sums[150:]) <= 100_000
+
+
 def test_an_entry_above_the_bound_costs_only_the_caching(tmp_path: Path) -> None:
     cache = Cache(tmp_path, max_bytes=100)
     assert cache.fetch([key(1)], entry)[0].equal(entry(0))

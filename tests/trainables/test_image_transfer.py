@@ -15,8 +15,8 @@ from trainables import image_transfer
 from trainables.data import DataConfig
 from trainables.hparams import HParams
 from trainables.image_transfer import BEST, ImageTransfer, TrialConfig
-from trainables.record import METRICS, MODEL_FOLDER, STATE_FILE
 from trainables.model import load_delta
+from trainables.record import METRICS, MODEL_FOLDER, STATE_FILE
 
 Make = Callable[[TrialConfig], ImageTransfer]
 TIMINGS = {"epoch_seconds", "images_per_second"}

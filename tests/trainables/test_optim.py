@@ -304,6 +304,16 @@ def test_a_schedule_goes_on_exactly(schedule: str, warmup: float) -> None:
             assert rates + run(optimizer, second, values[cut:]) == whole
 
 
+def test_an_optimizer_that_was_loaded_first_keeps_its_peaks() -> None:
+    optimizer, schedule = scheduled("cosine")
+    rates = run(optimizer, schedule, [1.0] * 2)
+    other = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(2))], "lr": 9.0} for _ in "ab"])
+    other.load_state_dict(optimizer.state_dict())
+    later = optim.build_schedule(other, HParams(schedule="cosine"), 5, 4)
+    later.load_state_dict(schedule.state_dict())
+    assert rates + run(other, later, [1.0] * 2) == run(*scheduled("cosine"), [1.0] * 4)
+
+
 # Regularisers
 
 

@@ -15,8 +15,8 @@ from trainables.backbones import Backbone
 from trainables.data import DataConfig, ImageData, UnreadableImage, load
 from trainables.hparams import HParams
 from trainables.loop import Settings, Training
-from trainables.record import MODEL_FOLDER
 from trainables.model import ModelError
+from trainables.record import MODEL_FOLDER
 from trainables.serving import Classifier, _load_pyfunc
 
 
