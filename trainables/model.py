@@ -171,7 +171,7 @@ def _head(hparams: HParams, features: int, classes: int) -> nn.Sequential:
 
 def _linear(features: int, out: int) -> nn.Linear:
     """A linear layer whose weights are yet to be set: no random number is drawn."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, features, out)  # type: ignore[no-untyped-call]
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, features, out)
     return layer
 
 
