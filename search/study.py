@@ -131,6 +131,7 @@ class SearchStudy:
         self._study = study
         self.spec = spec
         self._trials: dict[int, optuna.Trial] = {}
+        self._known: dict[int, frozenset[int]] = {}  # epochs that a continued trial may repeat
 
     @classmethod
     def create(cls, spec: SearchSpec, home: Home) -> SearchStudy:
@@ -291,6 +292,7 @@ class SearchStudy:
         """Takes an interrupted trial up again, with the hyperparameters that it was begun with."""
         frozen = self._frozen(number)
         trial = self._trials[number] = self._trial(number)
+        self._known[number] = frozenset(frozen.intermediate_values)
         begun = int(frozen.user_attrs.get(_STARTED, 0))
         stored = frozen.user_attrs.get(_HPARAMS)
         hparams = HParams.from_dict(stored) if stored else self._suggest(trial)
@@ -322,7 +324,7 @@ class SearchStudy:
             return False
         trial = self._trials[number]
         (metric,) = self.spec.search.objective
-        if epoch not in self._frozen(number).intermediate_values:  # a resumed trial repeats epochs
+        if epoch not in self._known.get(number, ()):
             trial.report(metrics[metric], epoch)
         return trial.should_prune()
 

@@ -291,25 +291,26 @@ class Tracker:
                 for name in self._spec.search.objective
             ]
         if ending is not Ending.INTERRUPTED:
-            self._log_files(number, run)
+            self._log_files(number, run, again=bool(event.get("replayed")))
         self._client.log_batch(run, metrics=points, tags=[RunTag(*tag) for tag in tags.items()])
         self._client.set_terminated(run, ENDINGS[ending].mlflow, end_time=event["at"])
         self._outbox(number).unlink(missing_ok=True)
 
-    def _log_files(self, number: int, run: str) -> None:
+    def _log_files(self, number: int, run: str, *, again: bool) -> None:
         """Logs what the trial left in its folder: its model, and what it applied."""
         folder = self._home.trial(number)
         for name in (APPLIED_FILE, PREVIEW_FILE):
             if (folder / name).is_file():
                 self._client.log_artifact(run, str(folder / name))
         if (folder / MODEL_FOLDER).is_dir():
-            self._log_model(number, run, folder / MODEL_FOLDER)
+            if not (again and self._has_model(run)):
+                self._log_model(number, run, folder / MODEL_FOLDER)
+
+    def _has_model(self, run: str) -> bool:
+        known = _all_models(self._client, self._experiment, f"source_run_id = '{run}'")
+        return any(model.status == "READY" for model in known)
 
     def _log_model(self, number: int, run: str, delta: Path) -> None:
-        condition = f"source_run_id = '{run}'"
-        known = _all_models(self._client, self._experiment, condition)
-        if any(model.status == "READY" for model in known):
-            return
         model = self._client.create_logged_model(
             self._experiment,
             name=f"{self._spec.name}-{number}",

@@ -94,6 +94,8 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         """Fails a trial whose search varies something that nothing looks at: it would learn noise."""
         if training.epoch <= training.phases[-1].first:
             return  # a later phase may still read it
+        if training.phases[-1].kind == "trunk" and training.model.trunk_is_frozen:
+            return  # `freeze` left nothing of the trunk to train, so its knobs have no use this time
         unread = set(self._trial["sampled"]) & set(training.hparams.active) - self._reads
         if unread:
             raise ValueError(f"sampled, but nothing read it: {', '.join(sorted(unread))}")

@@ -138,6 +138,8 @@ class Training:
         self.model = build_model(backbone, hparams, len(data.classes)).to(self.device)
         self._mixing = augment.build_mixing(hparams, len(data.classes))
         self._weights = _class_weights(data).to(self.device) if hparams.class_weights else None
+        # Batches of nearly one size: a last one of a single image has no batch statistics.
+        self._batches = math.ceil(len(data.splits["train"]) / hparams.batch_size)
         self._phase: Phase | None = None
         self._applied: dict[int, dict[str, Any]] = {}
         self._penalty: optim.Regulariser | None = None
@@ -218,7 +220,7 @@ class Training:
         self._schedule = optim.build_schedule(
             self._optimizer,
             self.hparams,
-            math.ceil(len(self.data.splits["train"]) / self.hparams.batch_size),
+            self._batches,
             phase.epochs,
             mode="max" if self.settings.monitor.maximize else "min",
         )
@@ -284,7 +286,7 @@ class Training:
             number %= self.settings.views
         features = self._features["train"].view(number)
         labels = self.data.labels[self.data.splits["train"]].to(self.device)
-        for batch in order.to(self.device).split(self.hparams.batch_size):
+        for batch in order.to(self.device).tensor_split(self._batches):
             yield self.model.head(features[batch].float()), labels[batch], None
 
     def _trunk_steps(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -292,7 +294,7 @@ class Training:
         indices = self.data.splits["train"][order]
         root = derived_seed(self.hparams.seed, "augment", self.epoch)
         mixing = generator(self.hparams.seed, "mixing", self.epoch)
-        for batch in indices.split(self.hparams.batch_size):
+        for batch in indices.tensor_split(self._batches):
             frames = self._frames[batch].to(self.device)
             inputs = self.policy(frames, sample_seeds(root, batch).to(self.device))
             targets = self.data.labels[batch].to(self.device)
