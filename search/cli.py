@@ -266,7 +266,7 @@ def trials(
         table = Table("trial", "state", "value", "epochs", "hyperparameters", box=None)
         for row in rows:
             value = "" if row["value"] is None else f"{row['value']:.4f}"
-            params = " ".join(f"{key}={short(value)}" for key, value in row["params"].items())
+            params = " ".join(f"{key}={short(row['params'][key])}" for key in row["sampled"])
             table.add_row(str(row["trial"]), row["state"].lower(), value, str(row["epochs"]), params)
         console.print(table)
 
@@ -454,7 +454,7 @@ def _show_winner(row: dict[str, Any]) -> None:
     from search.board import short
 
     console.print(f"best trial {row['trial']}: {row['value']:.4f} at epoch {row['epoch']}", style="bold")
-    params = "  ".join(f"{key}={short(value)}" for key, value in row["params"].items())
+    params = "  ".join(f"{key}={short(row['params'][key])}" for key in row["sampled"])
     console.print(f"  {params}", markup=False, highlight=False, soft_wrap=True)
     if row["mlflow_run_url"]:
         console.print(f"  MLflow: {row['mlflow_run_url']}", markup=False, soft_wrap=True)

@@ -41,7 +41,7 @@ def trial_rows(home: Home, *, linked: bool = True) -> list[dict[str, Any]]:
     """
     spec, study = opened(home)
     links = Links(spec, study) if linked else None
-    return [_row(home, record, links) for record in study.records()]
+    return [_row(home, spec, record, links) for record in study.records()]
 
 
 def best_rows(home: Home) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def best_rows(home: Home) -> list[dict[str, Any]]:
             f"no trial of {home.name!r} has completed yet; see `transfer-search status {home.name}`"
         )
     links = Links(spec, study)
-    return [_row(home, record, links) for record in study.records() if record.number in numbers]
+    return [_row(home, spec, record, links) for record in study.records() if record.number in numbers]
 
 
 def chosen(home: Home, trial: int | None) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def chosen(home: Home, trial: int | None) -> dict[str, Any]:
     return rows[trial]
 
 
-def _row(home: Home, record: TrialRecord, links: Links | None) -> dict[str, Any]:
+def _row(home: Home, spec: SearchSpec, record: TrialRecord, links: Links | None) -> dict[str, Any]:
     return {
         "search": home.name,
         "trial": record.number,
@@ -86,6 +86,7 @@ def _row(home: Home, record: TrialRecord, links: Links | None) -> dict[str, Any]
         "epoch": record.best_epoch,
         "epochs": record.epochs,
         "params": record.params,
+        "sampled": [name for name in record.params if spec.domain(name).sampled],
         "mlflow_run_id": record.mlflow_run_id,
         "mlflow_run_url": links and links.url(record.mlflow_run_id),
         "model_uri": links and links.model(record.mlflow_run_id),

@@ -238,9 +238,7 @@ class Classic:
         room = images.shape[-1] - self.size
         matrices[:, :, 2] = (torch.stack(shifts, dim=1) - 0.5) * room
         images = ops.warped(images, matrices, self.size, padding="reflection")
-        for adjusted, draw in zip(
-            (ops.brightness, ops.contrast, ops.color), draws[6:], strict=True
-        ):
+        for adjusted, draw in zip((ops.brightness, ops.contrast, ops.color), draws[6:], strict=True):
             images = adjusted(images, (2 * draw - 1) * self.colour)
         return images
 
@@ -335,8 +333,7 @@ class SubPolicies:
     def describe(self) -> list[str]:
         used = {name for row in self.rows for name, _, _ in row}
         return [
-            f"one of {len(self.rows)} sub-policies (operation, probability, bin of "
-            f"0 to {self.bins - 1}):",
+            f"one of {len(self.rows)} sub-policies (operation, probability, bin of 0 to {self.bins - 1}):",
             *(
                 "  " + ", then ".join(f"{name} {chance:g} {bin_}" for name, chance, bin_ in row)
                 for row in self.rows
@@ -368,9 +365,7 @@ class AugMix:
         # Distances between sorted uniform numbers are Dirichlet(1, ..., 1).
         cuts = draws[:, : self.width - 1].sort(dim=1).values
         share = draws[:, self.width - 1]
-        weights = torch.diff(
-            torch.nn.functional.pad(cuts, (1, 0)), append=torch.ones_like(share)[:, None]
-        )
+        weights = torch.diff(torch.nn.functional.pad(cuts, (1, 0)), append=torch.ones_like(share)[:, None])
         # All chains go through their operations as one batch, chain by chain.
         chains = draws[:, self.width :].view(-1, self.width, each).transpose(0, 1).flatten(0, 1)
         length = 1 + _whole(chains[:, 0], self.depth)
@@ -465,8 +460,7 @@ def _checked(rows: tuple[SubPolicy, ...]) -> tuple[SubPolicy, ...]:
         for name, probability, level in row:
             if name not in OPERATIONS:
                 problems.append(
-                    f"[{place}] has operation {name!r}, but must have one of "
-                    + ", ".join(OPERATIONS)
+                    f"[{place}] has operation {name!r}, but must have one of " + ", ".join(OPERATIONS)
                 )
             if not 0 <= probability <= 1:
                 problems.append(f"[{place}] has probability {probability}, but must be in 0..1")
@@ -474,9 +468,7 @@ def _checked(rows: tuple[SubPolicy, ...]) -> tuple[SubPolicy, ...]:
                 problems.append(f"[{place}] has bin {level}, but must be in 0..{BINS - 1}")
     if problems:
         raise ValueError("sub_policies: " + "; ".join(problems))
-    return tuple(
-        tuple((name, float(chance), int(level)) for name, chance, level in row) for row in rows
-    )
+    return tuple(tuple((name, float(chance), int(level)) for name, chance, level in row) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -559,9 +551,7 @@ class Mixing:
     alpha: float
     classes: int
 
-    def __call__(
-        self, inputs: Tensor, targets: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Mixed inputs and targets, both float.
 
         Args:
@@ -574,9 +564,7 @@ class Mixing:
             ValueError: if the targets' shape is another.
         """
         if targets.shape != (len(inputs), self.classes):
-            raise ValueError(
-                f"targets are {list(targets.shape)}, but must be {[len(inputs), self.classes]}"
-            )
+            raise ValueError(f"targets are {list(targets.shape)}, but must be {[len(inputs), self.classes]}")
         inputs, targets = inputs.float(), targets.float()
         if self.kind == "none":
             return inputs, targets
@@ -593,9 +581,7 @@ class Mixing:
         return mixed, targets * share + targets[order] * (1 - share)
 
 
-def _cut(
-    inputs: Tensor, order: Tensor, share: float, chance: random.Random
-) -> tuple[Tensor, float]:
+def _cut(inputs: Tensor, order: Tensor, share: float, chance: random.Random) -> tuple[Tensor, float]:
     """`inputs` with a box from their partners, and the share of the area that stays their own."""
     height, width = inputs.shape[-2:]
     side = math.sqrt(1 - share)

@@ -80,13 +80,10 @@ class Preprocessing:
                 raise BackboneError(f"{name} is {value!r}, but must be a positive whole number")
         if self.frame_size < self.image_size:
             raise BackboneError(
-                f"frame_size is {self.frame_size}, but must be at least image_size, "
-                f"{self.image_size}"
+                f"frame_size is {self.frame_size}, but must be at least image_size, {self.image_size}"
             )
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise BackboneError(
-                f"interpolation is {self.interpolation!r}, but must be bilinear or bicubic"
-            )
+            raise BackboneError(f"interpolation is {self.interpolation!r}, but must be bilinear or bicubic")
         for name, positive in (("mean", False), ("std", True)):
             values = getattr(self, name)
             fits = isinstance(values, tuple) and len(values) == 3
@@ -107,12 +104,9 @@ class Preprocessing:
         """
         known = set(cls.__dataclass_fields__)
         if set(values) != known:
-            raise BackboneError(
-                f"preprocessing has {sorted(values)}, but must have exactly {sorted(known)}"
-            )
+            raise BackboneError(f"preprocessing has {sorted(values)}, but must have exactly {sorted(known)}")
         clean: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
         return cls(**clean)
 
@@ -445,9 +439,7 @@ class _Timm(_Source):
                 model: Any = timm.create_model(name, pretrained=False, **size)
             else:
                 overlay = _timm_overlay(config, state)
-                model = timm.create_model(
-                    name, pretrained=True, pretrained_cfg_overlay=overlay, **size
-                )
+                model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **size)
         except _TIMM_ERRORS as error:
             if state is not None:
                 # Only if it can be built without them are the weights to blame.
@@ -496,9 +488,7 @@ def _torchvision_options(name: str, image_size: int, *, random: bool) -> dict[st
         return {"image_size": image_size}
     if name.startswith("maxvit"):
         if image_size % 224:
-            raise BackboneError(
-                f"{name} takes multiples of 224 as image_size, but it is {image_size}"
-            )
+            raise BackboneError(f"{name} takes multiples of 224 as image_size, but it is {image_size}")
         return {"input_size": (image_size, image_size)}
     if name in ("inception_v3", "googlenet"):
         # The pretrained weights expect inputs scaled to -1..1, which the networks do themselves.
@@ -709,9 +699,7 @@ def _width(module: nn.Module, image_size: int, what: str) -> int:
     try:
         with torch.no_grad():
             try:
-                out = torch.func.functional_call(
-                    module, state, (torch.empty(shape, device="meta"),)
-                )
+                out = torch.func.functional_call(module, state, (torch.empty(shape, device="meta"),))
             except (RuntimeError, NotImplementedError):
                 # Some networks hold tensors that are neither parameters nor buffers.
                 out = module(torch.zeros(shape))

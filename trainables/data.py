@@ -258,9 +258,9 @@ def load(
     items = scan.items[readable]
     labels = items["label"].astype(np.int64)
     ids = np.ascontiguousarray(items["content"]).view("<u8")[:, 0].astype(np.uint64)
-    groups = np.unique(
-        np.ascontiguousarray(items["content"]).view("V16")[:, 0], return_inverse=True
-    )[1].astype(np.int64)
+    groups = np.unique(np.ascontiguousarray(items["content"]).view("V16")[:, 0], return_inverse=True)[
+        1
+    ].astype(np.int64)
     problems = _scan_problems(config, scan)
     assigned: Assignment | None = None
     if len(scan.classes) > 1 and len(readable):
@@ -287,8 +287,7 @@ def load(
         classes=scan.classes,
         labels=torch.from_numpy(labels[used]),
         splits={
-            split: torch.from_numpy(np.flatnonzero(codes[used] == code))
-            for code, split in enumerate(SPLITS)
+            split: torch.from_numpy(np.flatnonzero(codes[used] == code)) for code, split in enumerate(SPLITS)
         },
         fingerprint=_fingerprint(scan.classes, codes[used], labels[used], items["content"][used]),
         names=tuple(scan.names[place] for place in readable[used]),
@@ -303,9 +302,7 @@ def _found(config: DataConfig) -> Source:
     root = None if config.root is None else Path(config.root).expanduser().absolute()
     text = str(config.source)
     if root is not None and not root.is_dir():
-        raise DataError(
-            f"data.root is {root}, which is no folder; give one that exists, or leave it out"
-        )
+        raise DataError(f"data.root is {root}, which is no folder; give one that exists, or leave it out")
     if text == "digits":
         return published.digits()
     if text == "fashion-mnist":
@@ -348,9 +345,7 @@ def _scan_problems(config: DataConfig, scan: Scan) -> list[str]:
     return problems
 
 
-def _limit_problems(
-    config: DataConfig, codes: npt.NDArray[np.int64], classes: Sequence[str]
-) -> list[str]:
+def _limit_problems(config: DataConfig, codes: npt.NDArray[np.int64], classes: Sequence[str]) -> list[str]:
     problems = []
     for code, split in enumerate(SPLITS):
         limit = getattr(config, f"{split}_limit")

@@ -119,9 +119,7 @@ def _class_roots(base: Path) -> tuple[list[tuple[str, Path]], list[str]]:
             "only validation and test may be left out"
         )
     problems += [
-        f"{base / name} holds no class folders; {allowed}"
-        for name in splits
-        if not _subfolders(base / name)
+        f"{base / name} holds no class folders; {allowed}" for name in splits if not _subfolders(base / name)
     ]
     return [(str(named_split(name)), base / name) for name in splits], problems
 
@@ -155,10 +153,7 @@ def _empty_class(path: Path, walk: _Walk) -> str:
     held = "; ".join(
         [
             *(f"{count} x {ending}" for ending, count in sorted(walk.others.items())),
-            *(
-                [f"links that lead out of the folder: {enumeration(walk.escaping)}"]
-                * bool(walk.escaping)
-            ),
+            *([f"links that lead out of the folder: {enumeration(walk.escaping)}"] * bool(walk.escaping)),
         ]
     )
     return (

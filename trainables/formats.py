@@ -79,10 +79,7 @@ def read_plain_pickle(path: Path) -> dict[str, Any]:
             value = _PlainUnpickler(file, encoding="latin1").load()
         if not isinstance(value, dict):
             raise TypeError(f"it holds a {type(value).__name__}, not a dict")
-        return {
-            str(key): each.array() if isinstance(each, _Array) else each
-            for key, each in value.items()
-        }
+        return {str(key): each.array() if isinstance(each, _Array) else each for key, each in value.items()}
     except MemoryError as exc:
         raise DataError(f"{path} asks for more memory than there is; fetch the file again") from exc
     except Exception as exc:  # what a forged pickle makes the machine stumble on is open

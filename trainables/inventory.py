@@ -108,9 +108,7 @@ class DataReport:
     def _class_lines(self) -> Iterator[str]:
         train = sorted(self.counts["train"].items(), key=lambda each: -each[1])
         if len(train) <= 2 * _SHOWN:
-            yield "train images by class: " + ", ".join(
-                f"{name} {count:,}" for name, count in train
-            )
+            yield "train images by class: " + ", ".join(f"{name} {count:,}" for name, count in train)
         else:
             yield "commonest classes in train: " + ", ".join(f"{n} {c:,}" for n, c in train[:5])
             yield "rarest classes in train: " + ", ".join(f"{n} {c:,}" for n, c in train[-5:])
@@ -154,9 +152,7 @@ def reported(
     }
     given = items["given"]
     identical, conflicts = _repeated(names, labels, groups, assigned.codes, scan.classes)
-    sizes, amounts = np.unique(
-        np.stack([items["width"], items["height"]]), axis=1, return_counts=True
-    )
+    sizes, amounts = np.unique(np.stack([items["width"], items["height"]]), axis=1, return_counts=True)
     order = np.argsort(-amounts, kind="stable")
     return DataReport(
         source=str(source),

@@ -387,9 +387,7 @@ class Training:
         }
 
     def _described(self, phase: Phase) -> dict[str, Any]:
-        modules = {
-            name.rpartition(".")[0] for name, p in self.model.named_parameters() if p.requires_grad
-        }
+        modules = {name.rpartition(".")[0] for name, p in self.model.named_parameters() if p.requires_grad}
         return {
             **vars(phase),
             "features": ("cached" if self.cache else "computed") if self._features else "none",

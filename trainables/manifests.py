@@ -37,11 +37,7 @@ def manifest(path: Path) -> Source:
     splits = [named_split(cell) if cell else None for cell in cells] if cells else []
     problems = _row_problems(path, base, rows)
     if cells and any(cells):
-        wrong = [
-            f"{cell or 'empty'} (row {row})"
-            for row, cell in _numbered(cells)
-            if not named_split(cell)
-        ]
+        wrong = [f"{cell or 'empty'} (row {row})" for row, cell in _numbered(cells) if not named_split(cell)]
         if wrong:
             problems.append(
                 f"the column split of {path} has {enumeration(wrong)}, but must be train, "
@@ -101,8 +97,7 @@ def _row_problems(path: Path, base: Path, rows: Sequence[tuple[str, str]]) -> li
     problems = []
     if blank:
         problems.append(
-            f"{path} has an empty path or label in {enumeration(blank)}; "
-            "fill them in, or remove the rows"
+            f"{path} has an empty path or label in {enumeration(blank)}; fill them in, or remove the rows"
         )
     if escaping:
         problems.append(
@@ -121,9 +116,7 @@ def _csv(path: Path) -> dict[str, list[str]]:
             names = [str(name) for name in reader.fieldnames or ()]
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise DataError(f"{path} cannot be read as CSV in UTF-8: {exc}") from exc
-    uneven = [
-        f"row {row}" for row, each in _numbered(rows) if None in each or None in each.values()
-    ]
+    uneven = [f"row {row}" for row, each in _numbered(rows) if None in each or None in each.values()]
     if uneven:
         raise DataError(
             f"{path} has more or fewer cells than its header in {enumeration(uneven)}; "

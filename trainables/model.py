@@ -190,9 +190,7 @@ def frozen_groups(groups: Sequence[Sequence[str]], hparams: HParams, phase: str)
     return round(hparams.freeze * len(groups))
 
 
-def unfreeze(
-    model: TransferModel, groups: Sequence[Sequence[str]], hparams: HParams, phase: str
-) -> None:
+def unfreeze(model: TransferModel, groups: Sequence[Sequence[str]], hparams: HParams, phase: str) -> None:
     """Freezes what `phase` freezes and lets the rest train.
 
     `head` freezes the whole trunk; `trunk` leaves frozen what `hparams.strategy` and `.freeze` say.
@@ -245,8 +243,7 @@ class Card:
                 yield f"{name} is {value!r}, but must be text"
         if self.image_size != self.preprocessing.image_size or isinstance(self.image_size, bool):
             yield (
-                f"image_size is {self.image_size!r}, but preprocessing says "
-                f"{self.preprocessing.image_size}"
+                f"image_size is {self.image_size!r}, but preprocessing says {self.preprocessing.image_size}"
             )
         for name in ("backbone", "head"):
             if getattr(self, name) != getattr(self.hparams, name):

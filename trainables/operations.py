@@ -105,13 +105,9 @@ def _nearest(images: Tensor, matrices: Tensor) -> Tensor:
     y = y.add_((height + 1) / 2).round_().clamp_(0, height + 1)
     index = y.mul_(width + 2).add_(x).to(torch.int32)
     framed = (height + 2) * (width + 2)
-    index += torch.arange(0, n * framed, framed, device=images.device, dtype=torch.int32)[
-        :, None, None
-    ]
+    index += torch.arange(0, n * framed, framed, device=images.device, dtype=torch.int32)[:, None, None]
     packed = images.new_zeros((n, height + 2, width + 2), dtype=torch.int32)
-    packed[:, 1:-1, 1:-1] = (
-        images[:, 0].int() | (images[:, 1].int() << 8) | (images[:, 2].int() << 16)
-    )
+    packed[:, 1:-1, 1:-1] = images[:, 0].int() | (images[:, 1].int() << 8) | (images[:, 2].int() << 16)
     read = packed.view(-1).index_select(0, index.view(-1)).view(n, height, width)
     return torch.stack([(read >> shift).to(torch.uint8) for shift in (0, 8, 16)], dim=1)
 

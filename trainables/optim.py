@@ -417,15 +417,12 @@ class EMA:
         live = self._model.state_dict()
         self._updates = int(state["updates"])
         self._average = {
-            name: tensor.to(live[name].device, copy=True)
-            for name, tensor in state["average"].items()
+            name: tensor.to(live[name].device, copy=True) for name, tensor in state["average"].items()
         }
 
     def _moving(self) -> dict[str, Tensor]:
         frozen = {f"trunk.{name}" for name in self._model.frozen}
-        return {
-            name: tensor for name, tensor in self._model.state_dict().items() if name not in frozen
-        }
+        return {name: tensor for name, tensor in self._model.state_dict().items() if name not in frozen}
 
     @staticmethod
     @torch.no_grad()

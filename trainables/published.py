@@ -48,9 +48,7 @@ def digits() -> Source:
     return Source(identity=identity("digits", [version("scikit-learn")]), listing=listing)
 
 
-def _array_listing(
-    classes: Sequence[str], parts: Sequence[tuple[str, Pixels, npt.NDArray[Any]]]
-) -> Listing:
+def _array_listing(classes: Sequence[str], parts: Sequence[tuple[str, Pixels, npt.NDArray[Any]]]) -> Listing:
     """A listing of (split or nothing, pixels [N, C, h, w], labels [N]), one after the other."""
     given = [SPLITS.index(split) if split else UNSPLIT for split, _, _ in parts]
     return Listing(
@@ -58,9 +56,7 @@ def _array_listing(
         labels=np.concatenate([labels for _, _, labels in parts]).astype(np.int64),
         given=np.repeat(given, [len(labels) for _, _, labels in parts]).astype(np.int64),
         names=[f"{split or 'image'}/{i}" for split, _, labels in parts for i in range(len(labels))],
-        pixels=parts[0][1]
-        if len(parts) == 1
-        else np.concatenate([pixels for _, pixels, _ in parts]),
+        pixels=parts[0][1] if len(parts) == 1 else np.concatenate([pixels for _, pixels, _ in parts]),
     )
 
 
@@ -109,9 +105,7 @@ def _idx_set(name: str, classes: Sequence[str], folders: Sequence[Path], fix: st
             _check_labels(files[2 * place + 1], labels, classes)
             parts.append((split, images[:, None], labels))
         if parts[0][1].shape[1:] != parts[1][1].shape[1:]:
-            raise DataError(
-                f"{files[0]} and {files[2]} hold images of different sizes; fetch them again"
-            )
+            raise DataError(f"{files[0]} and {files[2]} hold images of different sizes; fetch them again")
         return _array_listing(classes, parts)
 
     return Source(identity=identity(name, _states(files)), listing=listing)
@@ -135,9 +129,7 @@ def fashion_mnist(root: Path | None) -> Source:
     Raises:
         DataError: when they are neither below `root` (where given) nor where Debian puts them.
     """
-    folders = (
-        (root, root / "FashionMNIST" / "raw", root / "fashion-mnist") if root else FASHION_FOLDERS
-    )
+    folders = (root, root / "FashionMNIST" / "raw", root / "fashion-mnist") if root else FASHION_FOLDERS
     fix = "run `apt-get install dataset-fashion-mnist`, or set data.root to the folder with them"
     return _idx_set("fashion-mnist", FASHION_CLASSES, folders, fix)
 
@@ -352,9 +344,7 @@ def _torchvision_listing(name: str, known: _Set, root: Path) -> Listing:
     some = next(iter(made.values()))
     classes = [_class_name(each) for each in known.classes or some.classes]
     if known.items is None:
-        arrays = [
-            (split, _channels_first(each.data), _target(each)) for split, each in made.items()
-        ]
+        arrays = [(split, _channels_first(each.data), _target(each)) for split, each in made.items()]
         return _array_listing(classes, arrays)
     return _file_listing(classes, root, {split: known.items(each) for split, each in made.items()})
 
@@ -385,8 +375,7 @@ def _file_listing(
     escaping = [row[0] for row in rows if not (base / row[0]).resolve().is_relative_to(base)]
     if escaping:
         raise DataError(
-            f"files lead out of data.root {root}: {enumeration(escaping)}; "
-            "put the files themselves below it"
+            f"files lead out of data.root {root}: {enumeration(escaping)}; put the files themselves below it"
         )
     return Listing(
         classes=tuple(classes),

@@ -87,9 +87,7 @@ def assign(
     return Assignment(codes=codes, dropped=tuple(dropped), problems=tuple(problems))
 
 
-def limited(
-    items: Ints, *, labels: Ints, ids: npt.NDArray[np.uint64], limit: int | None, seed: int
-) -> Ints:
+def limited(items: Ints, *, labels: Ints, ids: npt.NDArray[np.uint64], limit: int | None, seed: int) -> Ints:
     """At most `limit` of one split's items, stratified; a smaller limit's are among a larger one's.
 
     Args:
@@ -164,9 +162,7 @@ def _carved(
     wanted: Sequence[tuple[int, float]],
 ) -> tuple[Ints, list[str]]:
     """Codes of the items with the wanted splits drawn from them, and problems."""
-    _, first, group, sizes = np.unique(
-        groups, return_index=True, return_inverse=True, return_counts=True
-    )
+    _, first, group, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     label_of = labels[first]
     for mixed in np.unique(group[labels != label_of[group]]):  # identical images, different labels
         label_of[mixed] = np.bincount(labels[group == mixed]).argmax()
@@ -211,9 +207,7 @@ def _filling(members: Ints, sizes: Ints, quota: int, spare: int) -> Ints:
     return np.array(chosen, dtype=np.int64)
 
 
-def _absences(
-    codes: Ints, labels: Ints, classes: Sequence[str], in_use: Sequence[str]
-) -> list[str]:
+def _absences(codes: Ints, labels: Ints, classes: Sequence[str], in_use: Sequence[str]) -> list[str]:
     """The classes that a split in use has no image of, or no image that it may keep."""
     problems = []
     for split in in_use:

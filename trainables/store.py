@@ -323,9 +323,7 @@ class _Framing:
         except UnreadableImage as exc:
             raise DataError(f"{exc}; it was readable before: load the data again") from exc
         if (_content(image.numpy()) != item["content"]).any():
-            raise DataError(
-                f"{self.paths[place]} has changed while the data was in use; load the data again"
-            )
+            raise DataError(f"{self.paths[place]} has changed while the data was in use; load the data again")
         self.writer.write(place, to_frame(image, self.size, self.interpolation).numpy()[None])
 
 

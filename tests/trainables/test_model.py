@@ -69,8 +69,7 @@ def tiny() -> Backbone:
         ).eval()
     names = list(trunk.state_dict())
     groups = tuple(
-        tuple(name for name in names if name.startswith(stage))
-        for stage in ("first", "second", "third")
+        tuple(name for name in names if name.startswith(stage)) for stage in ("first", "second", "third")
     )
     preprocessing = Preprocessing(
         image_size=8, frame_size=8, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3
@@ -190,9 +189,7 @@ def test_one_class_is_refused(lite0: Backbone) -> None:
         ("lp_ft", 0.25, "trunk", 1),
     ],
 )
-def test_what_each_strategy_freezes(
-    strategy: str, freeze: float, phase: str, expected: int
-) -> None:
+def test_what_each_strategy_freezes(strategy: str, freeze: float, phase: str, expected: int) -> None:
     hparams = HParams(strategy=strategy, freeze=freeze)
     assert frozen_groups([("a",), ("b",), ("c",), ("d",)], hparams, phase) == expected
 
@@ -264,9 +261,7 @@ def test_each_phase_trains_its_own_part() -> None:
     hparams = HParams(strategy="lp_ft", freeze=0.4)
     network = build_model(backbone, hparams, 2)
     unfreeze(network, backbone.groups, hparams, "head")
-    assert {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad} == {
-        "head"
-    }
+    assert {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad} == {"head"}
     take_steps(network, 8)
     before = trunk_hash(network, backbone.groups[2])
     unfreeze(network, backbone.groups, hparams, "trunk")

@@ -80,9 +80,7 @@ def test_operation_equals_torchvision_image_by_image(name: str, side: int) -> No
     images = photos(len(magnitudes), side)
     before = images.clone()
     ours = ops.KERNELS[name](images, torch.tensor(magnitudes))
-    theirs = torch.stack(
-        [REFERENCE[name](image, m) for image, m in zip(images, magnitudes, strict=True)]
-    )
+    theirs = torch.stack([REFERENCE[name](image, m) for image, m in zip(images, magnitudes, strict=True)])
     off = differences(ours, theirs)
     if name in (
         "Posterize",
@@ -132,12 +130,9 @@ def test_applied_touches_only_what_chose_and_ignores_order() -> None:
     assert torch.equal(out[untouched], images[untouched])
     assert (out[~untouched] != images[~untouched]).flatten(1).any(1).float().mean() > 0.8
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(
-        ops.applied(images[order], names, choice[order], magnitude[order]), out[order]
-    )
+    assert torch.equal(ops.applied(images[order], names, choice[order], magnitude[order]), out[order])
     alone = [
-        ops.applied(images[i : i + 1], names, choice[i : i + 1], magnitude[i : i + 1])
-        for i in range(40)
+        ops.applied(images[i : i + 1], names, choice[i : i + 1], magnitude[i : i + 1]) for i in range(40)
     ]
     assert torch.equal(torch.cat(alone), out)
 

@@ -45,9 +45,7 @@ def tiny() -> Backbone:
             )
         ).eval()
     names = list(trunk.state_dict())
-    groups = tuple(
-        tuple(name for name in names if name.startswith(stage)) for stage in ("first", "second")
-    )
+    groups = tuple(tuple(name for name in names if name.startswith(stage)) for stage in ("first", "second"))
     preprocessing = Preprocessing(
         image_size=8, frame_size=8, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3
     )
@@ -89,9 +87,7 @@ def named_groups(
 @pytest.mark.parametrize("strategy", ["probe", "partial", "full", "lp_ft"])
 @pytest.mark.parametrize("layer_rates", ["multiplier", "decay"])
 @pytest.mark.parametrize("name", ["tiny", "timm/test_vit", "timm/test_convnext"])
-def test_each_trainable_parameter_is_in_one_group(
-    name: str, layer_rates: str, strategy: str
-) -> None:
+def test_each_trainable_parameter_is_in_one_group(name: str, layer_rates: str, strategy: str) -> None:
     backbone = tiny() if name == "tiny" else backbones.build(name, weights="none")
     hparams = HParams(strategy=strategy, freeze=0.5, layer_rates=layer_rates)
     network = network_of(backbone, hparams)
@@ -223,9 +219,7 @@ def scheduled(
     return optimizer, optim.build_schedule(optimizer, hparams, 5, epochs, mode=mode)
 
 
-def run(
-    optimizer: torch.optim.Optimizer, schedule: optim.Schedule, values: list[float]
-) -> list[float]:
+def run(optimizer: torch.optim.Optimizer, schedule: optim.Schedule, values: list[float]) -> list[float]:
     """The first group's rate at each step, over one epoch for each monitored value."""
     rates = []
     for value in values:
@@ -256,9 +250,7 @@ def test_step() -> None:
 def test_warm_up_is_linear_and_never_zero() -> None:
     rates = run(*scheduled("cosine", warmup=0.8), [1.0] * 4)
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rates[5:] == pytest.approx(
-        [0.5 * (1 + math.cos(math.pi * t / 16)) for t in range(1, 16)]
-    )
+    assert rates[5:] == pytest.approx([0.5 * (1 + math.cos(math.pi * t / 16)) for t in range(1, 16)])
 
 
 def test_a_warm_up_longer_than_the_phase_still_rises() -> None:
