@@ -18,9 +18,10 @@ from typing import Any
 from rich.console import Console
 
 from search.board import Board, progress_bar
+from search.domains import Choice, Domain, Fixed, Range
 from search.errors import BadInput, Problem, SpecError
 from search.home import Home
-from search.spec import Choice, Domain, Fixed, Range, SearchSpec, read_spec
+from search.spec import SearchSpec, read_spec
 from search.study import Ending, SearchStudy
 from search.tracking import Tracker
 from search.tuning import Conductor, capacity, local_ray, run_trials

@@ -8,7 +8,8 @@ from typing import Any
 
 import optuna
 
-from search.spec import Choice, Fixed, Range, SearchSpec
+from search.domains import Choice, Fixed, Range
+from search.spec import SearchSpec
 from trainables.hparams import HParams, is_active, knobs
 
 __all__ = ["default_params", "grid_params", "suggest"]

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
 
+from search.document import located, override, parsed, text_of
+from search.domains import Choice, Domain, Fixed, Range, plain, points, read_space
 from search.errors import BadInput, Problem, SpecError
 from search.home import NAME
-from trainables.hparams import Knob, knobs
+from search.section import SECRET, Section, problems_of
+from trainables.hparams import knobs
 
 if TYPE_CHECKING:
     from trainables.data import DataConfig
 
-__all__ = ["Choice", "Domain", "Fixed", "Range", "SearchSpec", "read_spec"]
-
-_MAX_BYTES = 256 * 1024
-_SECRET = re.compile(r"://[^/@:]*:[^/@$]+@")  # a password inside an address
-_SET_ELSEWHERE = {"max_epochs": "search.max_epochs", "seed": "search.seed"}
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+__all__ = ["SearchSpec", "read_spec", "seconds_of"]
 
 
 def _seconds(value: Any) -> Any:
@@ -72,7 +64,7 @@ def _expanded(value: str) -> str:
 
 def _no_secret(value: str | None) -> str | None:
     """Refuses a password in the text, which the home and MLflow would keep."""
-    if value is not None and _SECRET.search(value):
+    if value is not None and SECRET.search(value):
         raise ValueError(
             "must not contain a password, since the spec is kept; put the address into an "
             "environment variable and write ${ITS_NAME} here"
@@ -88,7 +80,7 @@ Direction = Literal["maximize", "minimize"]
 Metric = Literal["val_accuracy", "val_macro_f1", "val_loss", "train_loss", "epoch_seconds"]
 
 
-class Splits(_Section):
+class Splits(Section):
     """Shares of the data where its source brings no split of its own."""
 
     validation: float = Field(0.2, gt=0, lt=1)
@@ -102,7 +94,7 @@ class Splits(_Section):
         return self
 
 
-class Limits(_Section):
+class Limits(Section):
     """Sizes of stratified subsets, for trying things out; absent: all."""
 
     train: int | None = Field(None, ge=2)
@@ -110,7 +102,7 @@ class Limits(_Section):
     test: int | None = Field(None, ge=2)
 
 
-class Data(_Section):
+class Data(Section):
     """What is learned from."""
 
     source: str = Field(min_length=1)
@@ -139,7 +131,7 @@ class Data(_Section):
         )
 
 
-class Search(_Section):
+class Search(Section):
     """How the space is searched."""
 
     objective: dict[Metric, Direction] = Field({"val_accuracy": "maximize"}, min_length=1)
@@ -166,7 +158,7 @@ class Search(_Section):
         return self
 
 
-class Resources(_Section):
+class Resources(Section):
     """What one trial takes, and how many run at once (absent: as many as fit)."""
 
     cpu: float = Field(1, gt=0)
@@ -174,14 +166,14 @@ class Resources(_Section):
     concurrency: int | None = Field(None, ge=1)
 
 
-class Tracking(_Section):
+class Tracking(Section):
     """Where MLflow keeps runs and models."""
 
     uri: Address = "sqlite:///mlflow.db"
     experiment: str = Field("transfer-search", min_length=1, max_length=250)
 
 
-class CacheSection(_Section):
+class CacheSection(Section):
     """The node's cache; `cache: off` computes everything anew."""
 
     enabled: bool = True
@@ -195,37 +187,7 @@ class CacheSection(_Section):
         return {"enabled": value} if isinstance(value, bool) else value
 
 
-class Fixed(_Section):
-    """A knob with one value."""
-
-    sampled: ClassVar[bool] = False
-    value: Any
-
-
-class Choice(_Section):
-    """A knob that is one of several values."""
-
-    sampled: ClassVar[bool] = True
-
-    values: tuple[Any, ...] = Field(min_length=1)
-
-
-class Range(_Section):
-    """A knob that is a number between two others, or one of the values of `or`."""
-
-    sampled: ClassVar[bool] = True
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = Field(None, gt=0)
-    alternatives: tuple[Any, ...] = Field((), alias="or")
-
-
-Domain = Fixed | Choice | Range
-
-
-class SearchSpec(_Section):
+class SearchSpec(Section):
     """Everything a search is: what `launch` runs and `resume` runs again."""
 
     name: str = Field(pattern=f"^{NAME.pattern}$")
@@ -266,19 +228,9 @@ class SearchSpec(_Section):
 
     def to_yaml(self) -> str:
         """The spec as `launch` keeps it; reading it again gives an equal value."""
-        plain = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        plain["space"] = {name: _plain_domain(domain) for name, domain in self.space.items()}
-        return str(yaml.safe_dump(plain, sort_keys=False))
-
-
-def _plain_domain(domain: Domain) -> Any:
-    match domain:
-        case Fixed():
-            return domain.value
-        case Choice():
-            return list(domain.values)
-        case Range():
-            return domain.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        values = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        values["space"] = {name: plain(domain) for name, domain in self.space.items()}
+        return str(yaml.safe_dump(values, sort_keys=False))
 
 
 def read_spec(source: Path | str, overrides: Sequence[str] = (), *, name: str | None = None) -> SearchSpec:
@@ -288,222 +240,24 @@ def read_spec(source: Path | str, overrides: Sequence[str] = (), *, name: str | 
         SpecError: with every problem found.
     """
     title = str(source) if isinstance(source, Path) else "the spec"
-    text = _text(source, title) if isinstance(source, Path) else source
-    raw, lines = _parsed(text, title)
-    problems = list(_override(raw, overrides))
+    text = text_of(source, title) if isinstance(source, Path) else source
+    raw, lines = parsed(text, title)
+    problems = list(override(raw, overrides))
     if name is not None:
         raw["name"] = name
-    space, space_problems = _space(raw.get("space"))
+    space, space_problems = read_space(raw.get("space"))
     problems += space_problems
     checked = {**raw, "space": space}
     try:
         spec = SearchSpec.model_validate(checked)
     except ValidationError as error:
-        problems += _problems(error)
+        problems += problems_of(error, SearchSpec)
         spec = None
     if spec is not None:
         problems += _cross_checks(spec)
     if problems or spec is None:
-        raise SpecError(title, (_located(problem, lines) for problem in problems))
+        raise SpecError(title, (located(problem, lines) for problem in problems))
     return _absolute(spec)
-
-
-def _text(path: Path, title: str) -> str:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise SpecError(title, [Problem(place="file", given=None, message="is over 256 KiB")])
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        message = f"cannot be read ({reason}); give the path of a YAML file"
-        raise SpecError(title, [Problem(place="file", given=str(path), message=message)]) from error
-
-
-def _parsed(text: str, title: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """The YAML's mapping, and the line of each dotted path in it."""
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise SpecError(
-                title,
-                [Problem(place="file", given=None, message="YAML aliases (*name) are not allowed")],
-            )
-        root = yaml.compose(text, yaml.SafeLoader)
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "file"
-        reason = getattr(error, "problem", None) or str(error)
-        raise SpecError(
-            title, [Problem(place=place, given=None, message=f"not valid YAML: {reason}")]
-        ) from error
-    if not isinstance(raw, dict):
-        message = "must be a mapping with name, data, search and space; see examples/quickstart.yaml"
-        raise SpecError(title, [Problem(place="file", given=None, message=message)])
-    lines: dict[str, int] = {}
-    duplicates = [
-        Problem(place=place, given=None, message="is given twice; keep one")
-        for place in _mark(root, "", lines)
-    ]
-    if duplicates:
-        raise SpecError(title, (_located(problem, lines) for problem in duplicates))
-    return raw, lines
-
-
-def _mark(node: yaml.Node | None, prefix: str, lines: dict[str, int]) -> Iterator[str]:
-    """Fills `lines`, and yields each path that stands twice."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            place = f"{prefix}{key.value}"
-            if place in lines:
-                yield place
-            lines[place] = key.start_mark.line + 1
-            yield from _mark(value, f"{place}.", lines)
-
-
-def _override(raw: dict[str, Any], overrides: Sequence[str]) -> Iterator[Problem]:
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        keys = path.split(".")
-        if not equals or not all(keys):
-            yield Problem(
-                place="--set",
-                given=repr(override),
-                message="must be path.to.key=value, e.g. search.trials=8",
-            )
-            continue
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        section = raw
-        for key in keys[:-1]:
-            inner = section.get(key)
-            if not isinstance(inner, dict):
-                inner = section[key] = {}
-            section = inner
-        section[keys[-1]] = value
-
-
-def _space(raw: Any) -> tuple[dict[str, Domain], list[Problem]]:
-    """The space's domains, and what is wrong with them."""
-    if raw == "default":
-        raw = {known.name: known.space for known in knobs().values() if known.space is not None}
-    if raw is None:
-        return {}, [Problem(place="space", given=None, message="is missing; `space: default` samples all")]
-    if not isinstance(raw, dict):
-        message = "must be `default` or a mapping of hyperparameters"
-        return {}, [Problem(place="space", given=repr(raw), message=message)]
-    domains: dict[str, Domain] = {}
-    problems: list[Problem] = []
-    for name, value in raw.items():
-        known = knobs().get(str(name))
-        place = f"space.{name}"
-        if known is None:
-            problems.append(Problem(place=place, given=None, message=_unknown(str(name), knobs())))
-        elif name in _SET_ELSEWHERE:
-            message = f"is not sampled; set {_SET_ELSEWHERE[name]}"
-            problems.append(Problem(place=place, given=None, message=message))
-        else:
-            domain, wrong = _domain(known, value, place)
-            problems += wrong
-            if not wrong:
-                domains[known.name] = domain
-    if not problems:
-        problems += _unread(domains)
-    return domains, problems
-
-
-def _domain(known: Knob, value: Any, place: str) -> tuple[Domain, list[Problem]]:
-    if known.name == "sub_policies":
-        good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10
-        message = "must be the number of sub-policies to sample, from 1 to 10"
-        wrong = [] if good else [Problem(place=place, given=repr(value), message=message)]
-        return Fixed(value=value), wrong
-    if isinstance(value, dict):
-        return _range(known, value, place)
-    values = value if isinstance(value, list) else [value]
-    values = [_number(known, each) for each in values]
-    problems = [
-        Problem(place=place, given=repr(each), message=f"must be {known.allowed}")
-        for each in values
-        if not known.accepts(each)
-    ]
-    if not values:
-        message = f"is an empty list; give values ({known.allowed}) or leave it out"
-        problems.append(Problem(place=place, given="[]", message=message))
-        return Fixed(value=None), problems
-    if len(set(map(repr, values))) < len(values):
-        problems.append(Problem(place=place, given=repr(values), message="names a value twice"))
-    if isinstance(value, list) and len(values) > 1:
-        return Choice(values=tuple(values)), problems
-    return Fixed(value=values[0]), problems
-
-
-def _number(known: Knob, value: Any) -> Any:
-    """YAML reads 1e-4 as text; a knob that is a number takes it as one."""
-    if known.low is not None and isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return value
-    if known.integer and isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-def _range(known: Knob, value: Mapping[str, Any], place: str) -> tuple[Domain, list[Problem]]:
-    given = str(dict(value))
-    fallback = Range(low=0, high=1)
-    if known.low is None or known.high is None:
-        message = f"must not be a range; must be {known.allowed}, or a list of those"
-        return fallback, [Problem(place=place, given=given, message=message)]
-    try:
-        domain = Range.model_validate(dict(value))
-    except ValidationError as error:
-        return fallback, [
-            Problem(place=f"{place}.{problem.place}", given=problem.given, message=problem.message)
-            for problem in _problems(error, Range)
-        ]
-    problems = []
-    if not domain.low < domain.high:
-        problems.append(f"is an empty range: low {domain.low:g} must be below high {domain.high:g}")
-    if not (known.low <= domain.low and domain.high <= known.high):
-        problems.append(f"must be {known.allowed}")
-    if domain.log and domain.low <= 0:
-        problems.append("a log range cannot hold 0 or less; raise low, or add `or: [0]`")
-    if domain.log and domain.step is not None:
-        problems.append("log and step exclude each other")
-    if known.integer and any(number != int(number) for number in (domain.low, domain.high, domain.step or 1)):
-        problems.append("low, high and step must be whole numbers")
-    if not all(known.accepts(other) for other in domain.alternatives):
-        problems.append(f"`or` must hold what is {known.allowed}")
-    return domain, [Problem(place=place, given=given, message=problem) for problem in problems]
-
-
-def _unread(domains: Mapping[str, Domain]) -> Iterator[Problem]:
-    """Sampled knobs that no trial could ever read."""
-    for name, domain in domains.items():
-        if domain.sampled and not _reachable(name, domains):
-            yield Problem(
-                place=f"space.{name}",
-                given=None,
-                message=f"is sampled but nothing reads it: it needs {knobs()[name].condition}; "
-                "allow that in the space, or leave this knob out",
-            )
-
-
-def _reachable(name: str, domains: Mapping[str, Domain]) -> bool:
-    for other, allowed in knobs()[name].when.items():
-        match domains.get(other, Fixed(value=knobs()[other].default)):
-            case Fixed(value=value):
-                possible: tuple[Any, ...] = (value,)
-            case Choice(values=values):
-                possible = values
-            case Range():
-                possible = allowed
-        if not set(possible) & set(allowed) or not _reachable(other, domains):
-            return False
-    return True
 
 
 def _cross_checks(spec: SearchSpec) -> Iterator[Problem]:
@@ -527,61 +281,10 @@ def _grid_problems(spec: SearchSpec, sampled: Mapping[str, Domain]) -> Iterator[
     if conditional or "sub_policies" in spec.space:
         message = "grid cannot sample a knob that is read only sometimes: " + ", ".join(conditional)
         yield Problem(place="search.sampler", given="grid", message=message + "; use tpe or random")
-    points = math.prod(map(_points, sampled.values()))
-    if spec.search.trials > points:
-        message = f"must be at most {points}, the points of the grid"
+    size = math.prod(map(points, sampled.values()))
+    if spec.search.trials > size:
+        message = f"must be at most {size}, the points of the grid"
         yield Problem(place="search.trials", given=str(spec.search.trials), message=message)
-
-
-def _points(domain: Domain) -> int:
-    match domain:
-        case Choice(values=values):
-            return len(values)
-        case Range(low=low, high=high, step=float() as step):
-            return math.floor((high - low) / step + 1e-9) + 1
-    return 1
-
-
-def _problems(error: ValidationError, model: type[BaseModel] = SearchSpec) -> Iterator[Problem]:
-    for detail in error.errors():
-        place = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "file"
-        message = detail["msg"].removeprefix("Value error, ")
-        given: str | None = repr(detail["input"])
-        if detail["type"] == "extra_forbidden":
-            given, message = None, _unknown(str(detail["loc"][-1]), _siblings(model, detail["loc"][:-1]))
-        elif detail["type"] == "missing":
-            given, message = None, "is missing"
-        elif given is not None and (len(given) > 80 or _SECRET.search(given)):
-            given = None
-        yield Problem(place=place, given=given, message=message[:1].lower() + message[1:])
-
-
-def _siblings(model: Any, place: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed in the section of `model` at `place`."""
-    for part in place:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _unknown(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"is not a known key; {hint}allowed: {', '.join(known)}"
-
-
-def _located(problem: Problem, lines: Mapping[str, int]) -> Problem:
-    """The problem with the line of the closest path that the file holds."""
-    place = problem.place
-    while place and place not in lines:
-        place = place.rpartition(".")[0]
-    if not place:
-        return problem
-    return Problem(
-        place=f"{problem.place} (line {lines[place]})", given=problem.given, message=problem.message
-    )
 
 
 def _absolute(spec: SearchSpec) -> SearchSpec:

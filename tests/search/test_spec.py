@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from search.domains import Choice, Fixed, Range
 from search.errors import SpecError
-from search.spec import Choice, Fixed, Range, read_spec
+from search.spec import read_spec
 from tests.search.specs import SMALL, small
 from trainables.hparams import knobs
 

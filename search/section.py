@@ -1,0 +1,51 @@
+"""A section of the spec: a frozen model that knows its keys, and what its errors mean to a person."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from search.errors import Problem
+
+__all__ = ["SECRET", "Section", "problems_of", "unknown_key"]
+
+SECRET = re.compile(r"://[^/@:]*:[^/@$]+@")
+"""A password inside an address."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def problems_of(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]:
+    for detail in error.errors():
+        place = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "file"
+        message = detail["msg"].removeprefix("Value error, ")
+        given: str | None = repr(detail["input"])
+        if detail["type"] == "extra_forbidden":
+            given, message = None, unknown_key(str(detail["loc"][-1]), _siblings(model, detail["loc"][:-1]))
+        elif detail["type"] == "missing":
+            given, message = None, "is missing"
+        elif given is not None and (len(given) > 80 or SECRET.search(given)):
+            given = None
+        yield Problem(place=place, given=given, message=message[:1].lower() + message[1:])
+
+
+def _siblings(model: Any, place: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed in the section of `model` at `place`."""
+    for part in place:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def unknown_key(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"is not a known key; {hint}allowed: {', '.join(known)}"
