@@ -290,13 +290,20 @@ class SearchStudy:
 
     def continue_trial(self, number: int) -> Assignment:
         """Takes an interrupted trial up again, with the hyperparameters that it was begun with."""
-        frozen = self._frozen(number)
         trial = self._trials[number] = self._trial(number)
-        self._known[number] = frozenset(frozen.intermediate_values)
-        begun = int(frozen.user_attrs.get(_STARTED, 0))
-        stored = frozen.user_attrs.get(_HPARAMS)
-        hparams = HParams.from_dict(stored) if stored else self._suggest(trial)
-        return Assignment(number, hparams, begun)
+        self._known[number] = frozenset(self.reported(number))
+        return self.begun(number) or Assignment(number, self._suggest(trial), 0)
+
+    def begun(self, number: int) -> Assignment | None:
+        """The trial as it was handed out last; None where its driver died while it drew."""
+        known = self._frozen(number).user_attrs
+        if _HPARAMS not in known:
+            return None
+        return Assignment(number, HParams.from_dict(known[_HPARAMS]), int(known.get(_STARTED, 0)))
+
+    def reported(self, number: int) -> dict[int, float]:
+        """The values of the first objective that were reported, by epoch."""
+        return dict(self._frozen(number).intermediate_values)
 
     def ask(self) -> Assignment:
         """A new trial's number and hyperparameters."""

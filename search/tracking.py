@@ -76,7 +76,7 @@ class Tracker:
         try:
             known = self._client.get_experiment_by_name(name)
             experiment = known.experiment_id if known else self._client.create_experiment(name)
-            run = self._study.parent_run or self._find_run(experiment, trial=None)
+            run = self._find_run(experiment, trial=None)
             if run is None:
                 run = self._client.create_run(
                     experiment,
@@ -102,6 +102,8 @@ class Tracker:
         condition = f"tags.`{SEARCH_TAG}` = '{self._study.search_id}'"
         if trial is not None:
             condition += f" and tags.`{TRIAL_TAG}` = '{trial}'"
+        else:
+            condition += f" and attributes.run_name = '{self._spec.name}'"
         for run in self._client.search_runs([experiment], condition, max_results=1000):
             if (TRIAL_TAG in run.data.tags) == (trial is not None):
                 return str(run.info.run_id)
@@ -118,10 +120,11 @@ class Tracker:
         """The MLflow run of a trial that has started."""
         return self._runs.get(number)
 
-    def trial_started(self, assignment: Assignment) -> None:
+    def trial_started(self, assignment: Assignment, again: bool = False) -> None:
         """Opens the trial's run, so that its id is known before the trial starts.
 
-        Where MLflow is away the run is opened later, from the outbox, and found by its tags.
+        Where MLflow is away the run is opened later, from the outbox, and found by its tags. So is a
+        run that may be there already: of a trial that was begun before, or that is told `again`.
         """
         number = assignment.number
         event = {
@@ -129,6 +132,7 @@ class Tracker:
             "trial": number,
             "at": int(time.time() * 1000),
             "begun": assignment.begun,
+            "replayed": again,
             "params": assignment.hparams.active,
         }
         self._keep(event)
@@ -136,7 +140,7 @@ class Tracker:
             self._start(event)
         except Exception as error:
             log.warning("MLflow did not open a run for trial %s: %s; it will be retried", number, error)
-            self._queue.put(event)
+            self._queue.put({**event, "replayed": True})
 
     def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         self._put({"event": "epoch", "trial": number, "epoch": epoch, "metrics": dict(metrics)})
@@ -291,7 +295,8 @@ class Tracker:
                 for name in self._spec.search.objective
             ]
         if ending is not Ending.INTERRUPTED:
-            self._log_files(number, run, again=bool(event.get("replayed")))
+            again = bool(event.get("replayed")) or number in self._epochs
+            self._log_files(number, run, again=again)
         self._client.log_batch(run, metrics=points, tags=[RunTag(*tag) for tag in tags.items()])
         self._client.set_terminated(run, ENDINGS[ending].mlflow, end_time=event["at"])
         self._outbox(number).unlink(missing_ok=True)

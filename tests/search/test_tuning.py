@@ -202,3 +202,17 @@ def test_a_second_driver_is_told_who_holds_the_search(folder: Path) -> None:
         with home.lock():
             pass
     assert home.driver() is None
+
+
+def test_the_doctor_mends_what_mlflow_lost(folder: Path) -> None:
+    home = start(small("search.trials=3", "search.pruner=none"), {})
+    run(home)
+    empty = f"sqlite:///{folder / 'empty.db'}"
+    home.spec.write_text(small("search.trials=3", "search.pruner=none", f"tracking.uri={empty}").to_yaml())
+    assert len(examine(home)) == 3
+    assert examine(home, repair=True) == []
+    client = MlflowClient(empty)
+    for run_ in children(home).values():
+        points = client.get_metric_history(run_.info.run_id, "val_accuracy")
+        assert sorted(point.step for point in points) == [1, 2, 3, 4]
+        assert run_.info.status == "FINISHED"
