@@ -269,6 +269,7 @@ def local_ray(cpus: int | None = None, gpus: int | None = None) -> Iterator[None
     os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_ENVIRONMENT.items()})
     ray.init(
         address="local",
+        _node_ip_address="127.0.0.1",  # nothing of it is for other machines
         num_cpus=cpus,
         num_gpus=gpus,
         include_dashboard=False,
