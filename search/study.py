@@ -65,7 +65,6 @@ ENDINGS: Mapping[Ending, Row] = {
 }
 
 _ENDING = "ending"
-_HPARAMS = "hparams"
 _STARTED = "started"
 
 
@@ -258,7 +257,7 @@ class SearchStudy:
             told = None
         best = told["best"] if told else self.best_epoch(trial.number)
         metric = next(iter(self.spec.search.objective))
-        stored = trial.user_attrs.get(_HPARAMS)
+        started = trial.user_attrs.get(_STARTED)
         return TrialRecord(
             number=trial.number,
             state=trial.state.name,
@@ -267,8 +266,8 @@ class SearchStudy:
             value=best[metric] if best else None,
             best_epoch=int(best["epoch"]) if best else None,
             epochs=max(trial.intermediate_values, default=int(best["epoch"]) if best else 0),
-            params=HParams.from_dict(stored).active if stored else trial.params,
-            mlflow_run_id=trial.user_attrs.get("mlflow_run_id"),
+            params=HParams.from_dict(started["hparams"]).active if started else trial.params,
+            mlflow_run_id=started["mlflow_run_id"] if started else None,
         )
 
     # What happens
@@ -297,9 +296,10 @@ class SearchStudy:
     def begun(self, number: int) -> Assignment | None:
         """The trial as it was handed out last; None where its driver died while it drew."""
         known = self._frozen(number).user_attrs
-        if _HPARAMS not in known:
+        if _STARTED not in known:
             return None
-        return Assignment(number, HParams.from_dict(known[_HPARAMS]), int(known.get(_STARTED, 0)))
+        started = known[_STARTED]
+        return Assignment(number, HParams.from_dict(started["hparams"]), started["times"])
 
     def reported(self, number: int) -> dict[int, float]:
         """The values of the first objective that were reported, by epoch."""
@@ -313,17 +313,18 @@ class SearchStudy:
 
     def _suggest(self, trial: optuna.Trial) -> HParams:
         seed = derived_seed(self.spec.search.seed, "trial", trial.number)
-        hparams = space.suggest(trial, self.spec, seed)
-        trial.set_user_attr(_HPARAMS, hparams.to_dict())
-        return hparams
+        return space.suggest(trial, self.spec, seed)
 
     def started(self, assignment: Assignment, *, tune_trial_id: str, mlflow_run_id: str | None) -> None:
         """Writes down who runs the trial, before it starts."""
         trial = self._trials[assignment.number]
-        trial.set_user_attr(_STARTED, assignment.begun + 1)
-        trial.set_user_attr("tune_trial_id", tune_trial_id)
-        if mlflow_run_id is not None:
-            trial.set_user_attr("mlflow_run_id", mlflow_run_id)
+        started = {
+            "hparams": assignment.hparams.to_dict(),
+            "times": assignment.begun + 1,
+            "tune_trial_id": tune_trial_id,
+            "mlflow_run_id": mlflow_run_id,
+        }
+        trial.set_user_attr(_STARTED, started)  # at once: every write to the storage costs
 
     def report(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Tells Optuna an epoch's value, and returns whether its pruner would stop the trial."""

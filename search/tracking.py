@@ -63,6 +63,7 @@ class Tracker:
         self._runs: dict[int, str] = {}
         self._began: dict[int, int] = {}
         self._epochs: dict[int, set[int]] = {}
+        self._params: dict[int, dict[str, Any]] = {}
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._sent = threading.Event()
         self._experiment, self.parent = self._open_parent()
@@ -258,46 +259,50 @@ class Tracker:
             self._client.update_run(run, status="RUNNING")
             self._client.set_tag(run, STATE_TAG, "RUNNING")
             self._client.set_tag(run, "resumed", event["begun"])
+        self._params[number] = event["params"]
         self._runs[number] = run
-        from mlflow.entities import Param
-
-        params = [Param(key, _text(value)) for key, value in event["params"].items()]
-        self._client.log_batch(run, params=params)
 
     def _epochs_ended(self, event: Mapping[str, Any]) -> None:
-        from mlflow.entities import Metric
+        self._log(event["trial"], event["epochs"], {})
 
-        number = event["trial"]
+    def _log(
+        self, number: int, epochs: Iterable[tuple[int, Mapping[str, float]]], tags: Mapping[str, str]
+    ) -> None:
+        """Sends a trial's epochs and tags, and its parameters with whatever is sent first."""
+        from mlflow.entities import Metric, Param, RunTag
+
         points = [
             Metric(name, value, self._began[number] + epoch, epoch)
-            for epoch, metrics in event["epochs"]
+            for epoch, metrics in epochs
             for name, value in metrics.items()
-            if epoch not in self._epochs.get(number, ())
+            if name.startswith("best_") or epoch not in self._epochs.get(number, ())
         ]
-        for first in range(0, len(points), _BATCH):
+        params = [Param(key, _text(value)) for key, value in self._params.get(number, {}).items()]
+        self._client.log_batch(
+            self._runs[number],
+            metrics=points[:_BATCH],
+            params=params,
+            tags=[RunTag(*tag) for tag in tags.items()],
+        )
+        for first in range(_BATCH, len(points), _BATCH):
             self._client.log_batch(self._runs[number], metrics=points[first : first + _BATCH])
+        self._params.pop(number, None)
 
     def _failure_seen(self, event: Mapping[str, Any]) -> None:
         self._client.log_text(self._runs[event["trial"]], event["reason"], "traceback.txt")
 
     def _end(self, event: Mapping[str, Any]) -> None:
-        from mlflow.entities import Metric, RunTag
-
         number, ending, best = event["trial"], Ending(event["ending"]), event["best"]
-        run = self._runs[number]
+        run, epochs = self._runs[number], list(event.get("epochs", ()))
         tags = {STATE_TAG: ending.value, "reason": event["reason"][-500:]}
-        points = []
         if best:
-            epoch = int(best["epoch"])
-            tags["best_epoch"] = str(epoch)
-            points = [
-                Metric(f"best_{name}", best[name], self._began[number] + epoch, epoch)
-                for name in self._spec.search.objective
-            ]
+            tags["best_epoch"] = str(int(best["epoch"]))
+            told = {f"best_{name}": best[name] for name in self._spec.search.objective}
+            epochs.append((int(best["epoch"]), told))
         if ending is not Ending.INTERRUPTED:
             again = bool(event.get("replayed")) or number in self._epochs
             self._log_files(number, run, again=again)
-        self._client.log_batch(run, metrics=points, tags=[RunTag(*tag) for tag in tags.items()])
+        self._log(number, epochs, tags)
         self._client.set_terminated(run, ENDINGS[ending].mlflow, end_time=event["at"])
         self._outbox(number).unlink(missing_ok=True)
 
@@ -330,12 +335,15 @@ class Tracker:
 
 
 def _merged(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events in order, with the epochs of a trial that lie between two others of its as one."""
+    """The events in order, with epochs of a trial together, and with its end where that follows."""
     merged: list[dict[str, Any]] = []
     open_epochs: dict[int, dict[str, Any]] = {}
     for event in events:
         if event["event"] != "epoch":
-            open_epochs.pop(event.get("trial", -1), None)
+            waiting = open_epochs.pop(event.get("trial", -1), None)
+            if waiting and event["event"] == "end":
+                merged.remove(waiting)
+                event = {**event, "epochs": waiting["epochs"]}
             merged.append(event)
             continue
         together = open_epochs.get(event["trial"])

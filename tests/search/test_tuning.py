@@ -118,7 +118,7 @@ def test_time_over_interrupts_and_a_second_driver_goes_on(folder: Path) -> None:
     outcome, _ = run(home, seconds=8.0)
     assert outcome is Outcome.TIME_OVER
     _, study = opened(home)
-    before = {trial.number: trial.user_attrs.get("mlflow_run_id") for trial in study.trials()}
+    before = {record.number: record.mlflow_run_id for record in study.records()}
     interrupted = study.interrupted()
     assert interrupted
     assert {children(home)[n].info.status for n in interrupted} == {"KILLED"}
