@@ -56,7 +56,6 @@ def _mend(home: Home, spec: SearchSpec, study: SearchStudy, wrong: dict[int, Tri
     """Sends what the outbox holds, then tells MLflow the trials that are wrong once more."""
     tracker = Tracker(spec, home, study)
     tracker.replay()
-    tracker.flush(60)
     metric = next(iter(spec.search.objective))
     for number, record in wrong.items():
         begun = study.begun(number)

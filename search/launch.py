@@ -250,7 +250,6 @@ def run_study(
         limit = min(capacity(spec), spec.resources.concurrency or 2**31)
         tracker = Tracker(spec, home, study)
         tracker.replay()
-        tracker.flush(60)
         began = time.time()
         if seconds is None and spec.search.time is not None:
             seconds = max(0.0, spec.search.time - study.seconds_spent)

@@ -291,7 +291,8 @@ class SearchStudy:
         """Takes an interrupted trial up again, with the hyperparameters that it was begun with."""
         trial = self._trials[number] = self._trial(number)
         self._known[number] = frozenset(self.reported(number))
-        return self.begun(number) or Assignment(number, self._suggest(trial), 0)
+        # Its driver may have died before it wrote the start down, and after MLflow knew of it.
+        return self.begun(number) or Assignment(number, self._suggest(trial), 1)
 
     def begun(self, number: int) -> Assignment | None:
         """The trial as it was handed out last; None where its driver died while it drew."""

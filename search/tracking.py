@@ -174,13 +174,14 @@ class Tracker:
 
     # What an earlier driver left
 
-    def replay(self) -> int:
-        """Sends what the outbox holds of trials that are not running now; returns how many trials."""
+    def replay(self, timeout: float = 60.0) -> None:
+        """Sends what the outbox holds, before any trial runs; waits until it is sent, or `timeout` seconds."""
         files = sorted(self._home.outbox.glob("*.jsonl"))
         for file in files:
             for event in _events(file):
                 self._queue.put({**event, "replayed": True})
-        return len(files)
+        if files:
+            self.flush(timeout)
 
     # What the thread does
 

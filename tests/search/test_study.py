@@ -97,6 +97,15 @@ def test_a_new_driver_continues_what_ran(folder: Path) -> None:
     assert len(again.trials()) == 2
 
 
+def test_a_trial_whose_driver_died_while_it_drew_counts_as_begun(folder: Path) -> None:
+    drawn = opened().ask()
+    again = opened()
+    assert again.interrupted() == [drawn.number]
+    continued = again.continue_trial(drawn.number)
+    assert continued.begun == 1  # so that its run is looked up before one is made
+    assert continued.hparams == drawn.hparams
+
+
 def test_a_resumed_sampler_does_not_repeat_itself(folder: Path) -> None:
     first = opened("search.sampler=random")
     drawn = [first.ask().hparams.lr for _ in range(3)]
