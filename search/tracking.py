@@ -175,7 +175,7 @@ class Tracker:
     # What an earlier driver left
 
     def replay(self, timeout: float = 60.0) -> None:
-        """Sends what the outbox holds, before any trial runs; waits until it is sent, or `timeout` seconds."""
+        """Sends what the outbox holds before any trial runs, and waits for it up to `timeout` seconds."""
         files = sorted(self._home.outbox.glob("*.jsonl"))
         for file in files:
             for event in _events(file):
