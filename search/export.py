@@ -142,15 +142,15 @@ def _write_pt2(loaded: LoadedModel, path: Path) -> None:
     program = torch.export.export(
         loaded.model, (_example(loaded.card),), dynamic_shapes=({0: batch},), strict=False
     )
-    torch.export.save(program, path, extra_files={_CARD: _text(loaded.card)})
+    with warnings.catch_warnings():
+        # Weights that are views of one storage are stored once, which torch warns of.
+        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
+        torch.export.save(program, path, extra_files={_CARD: _text(loaded.card)})
 
 
 def _read_pt2(path: Path) -> Classifier:
     extra = {_CARD: ""}
-    with warnings.catch_warnings():
-        # Weights that share memory are stored once, of which loading makes a warning.
-        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
-        program = torch.export.load(path, extra_files=extra)
+    program = torch.export.load(path, extra_files=extra)
     return Classifier(program.module(), _card(extra[_CARD], path))
 
 
