@@ -57,6 +57,7 @@ class Board:
         self._rows: dict[int, dict[str, Any]] = {}
         self._metric = next(iter(spec.search.objective))
         self._knobs = [name for name, domain in spec.space.items() if domain.sampled]
+        self._stale = False
         self._shown: tuple[Counts, tuple[int, float] | None] = (counts(), best())
 
     @contextmanager
@@ -80,6 +81,8 @@ class Board:
 
     def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         self._rows[number].update(epoch=epoch, value=metrics[self._metric])
+        if self._stale:
+            self._refresh()
 
     def attempt_failed(self, number: int, reason: str) -> None:
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
@@ -88,6 +91,7 @@ class Board:
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         row = self._rows[number]
         row["state"] = ending.value
+        self._stale = True  # the study is told after the board, so it is asked at the next event
         if best:
             row["value"] = best[self._metric]
         if not self._console.is_terminal:
@@ -96,12 +100,9 @@ class Board:
             if self._rows[old]["state"] != "RUNNING":
                 del self._rows[old]
 
-    def told(self) -> None:
-        """The study knows what the board was told: counts and the best trial are read again."""
-        self._refresh()
-
     def _refresh(self) -> None:
         self._shown = (self._counts(), self._best())
+        self._stale = False
 
     def _line(self, number: int, row: Mapping[str, Any]) -> str:
         value = "" if row["value"] is None else f" {self._metric} {row['value']:.4f}"
