@@ -28,10 +28,10 @@ from search.errors import BadInput, ExportMismatch
 from search.home import Home
 from search.launch import cache_root
 from search.results import chosen
-from search.spec import SearchSpec, read_spec
+from search.spec import read_spec
 from search.tracking import register
 from trainables.augment import center_crop
-from trainables.data import load
+from trainables.data import ImageData, load
 from trainables.metrics import scores
 from trainables.model import Card, LoadedModel, ModelError, load_delta, whole_model
 from trainables.record import MODEL_FOLDER
@@ -63,6 +63,7 @@ def export_trial(
         raise BadInput(f"the model of trial {row['trial']} cannot be opened: {error}") from error
     if to.exists() and any(to.iterdir() if to.is_dir() else [to]) and not (to / CARD_FILE).exists():
         raise BadInput(f"{to} is not empty and holds no export; give another folder with --to")
+    data = load(spec.data.config, cache_dir=cache_root(spec))
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export-") as temporary:
         written = Path(temporary) / "export"
@@ -72,7 +73,7 @@ def export_trial(
             for step, kind in enumerate(formats):
                 progress("export", step, len(formats))
                 _WRITERS[kind](loaded, written / _FILES[kind])
-                yield _checked(spec, kind, _READERS[kind](written / _FILES[kind]))
+                yield _checked(data, kind, _READERS[kind](written / _FILES[kind]))
             progress("export", len(formats), len(formats))
         if to.exists():
             shutil.rmtree(to)
@@ -81,9 +82,8 @@ def export_trial(
     yield f"trial {row['trial']} is exported to {to}: {names}"
 
 
-def _checked(spec: SearchSpec, kind: str, classifier: Classifier) -> str:
+def _checked(data: ImageData, kind: str, classifier: Classifier) -> str:
     """Measures a program on the validation images; says so, or raises `ExportMismatch`."""
-    data = load(spec.data.config, cache_dir=cache_root(spec))
     card, preprocessing = classifier.card, classifier.card.preprocessing
     frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)
     indices = data.splits["validation"]

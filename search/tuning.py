@@ -100,11 +100,6 @@ class Conductor:
         self._errors: dict[int, str] = {}
         self._last: dict[int, Mapping[str, float]] = {}
 
-    @property
-    def live(self) -> list[int]:
-        """Numbers of the trials that are handed out and have not ended."""
-        return list(self._numbers.values())
-
     def next(self, tune_id: str) -> dict[str, Any] | str | None:
         """A trial's configuration; None for none yet; FINISHED for none ever again."""
         if self.should_stop():
