@@ -89,7 +89,7 @@ def launch(
 
 def _dry_run(checked: Any, place: Home) -> None:
     from search.board import progress_bar
-    from search.launch import plan
+    from search.planning import plan
 
     with progress_bar(console) as progress:
         planned = plan(checked, place, progress)
@@ -363,7 +363,7 @@ def ui(
     home: HomeOption = None,
 ) -> None:
     """Start MLflow's pages on the store of the searches."""
-    from search.tracking import ui_command
+    from search.runs import ui_command
 
     command = ui_command(_newest(name, home), port)
     console.print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")

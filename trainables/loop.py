@@ -31,7 +31,7 @@ from trainables.features import FrozenFeatures
 from trainables.hparams import HParams
 from trainables.metrics import Scores, scores
 from trainables.model import build_model, make_card, save_delta, unfreeze
-from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
+from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, RECORD_FOLDER, STATE_FILE
 from trainables.seeds import derived_seed, generator, sample_seeds
 
 __all__ = ["Monitor", "Phase", "Settings", "Training", "fit", "phases"]
@@ -410,7 +410,7 @@ class Training:
 
     def save_record(self, folder: Path) -> None:
         """Writes what was built so far, and a picture of what the policy draws, into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD_FOLDER).mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.applied(), indent=2) + "\n"
         (folder / APPLIED_FILE).write_text(text, encoding="utf-8")
         if not self.policy.is_identity:

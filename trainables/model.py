@@ -355,9 +355,7 @@ def save_delta(directory: Path, model: TransferModel, backbone: Backbone, card: 
         raise ModelError(f"the model's trunk is not one of {backbone.name}")
     told = model.head.get_parameter("output.weight").shape[0]
     if told != len(card.classes):
-        raise ModelError(
-            f"the model tells {told} classes apart, but the card names {len(card.classes)}"
-        )
+        raise ModelError(f"the model tells {told} classes apart, but the card names {len(card.classes)}")
     changed = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
     if backbone.weights == "none":
         changed |= {f"trunk.{name}": tensor for name, tensor in trunk.items()}
