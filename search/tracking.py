@@ -29,7 +29,7 @@ from search.errors import TrackingError
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import ENDINGS, Assignment, Ending, SearchStudy
-from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE
+from trainables.record import APPLIED_FILE, METRICS, MODEL_FOLDER, PREVIEW_FILE, TEST_METRICS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,10 +40,14 @@ __all__ = ["Links", "Tracker", "ui_command"]
 log = logging.getLogger(__name__)
 
 SEARCH_TAG = "transfer_search.search_id"
-TRIAL_TAG = "transfer_search.trial"
 STATE_TAG = "state"
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 _BATCH = 1000
+
+
+def number_tag(study: SearchStudy) -> str:
+    """The tag that holds the number of a run in its study: a trial's, or a finalist's."""
+    return f"transfer_search.{study.role}"
 
 
 class Tracker:
@@ -53,12 +57,17 @@ class Tracker:
         spec: the search's spec, already launched.
         home: its outbox holds what MLflow has not acknowledged.
         study: knows the runs' ids.
+        within: the tracker of the search that this study is a part of; its parent run is used, and
+            left for it to end.
     """
 
-    def __init__(self, spec: SearchSpec, home: Home, study: SearchStudy) -> None:
+    def __init__(
+        self, spec: SearchSpec, home: Home, study: SearchStudy, *, within: Tracker | None = None
+    ) -> None:
         self._spec = spec
         self._home = home
         self._study = study
+        self._within = within
         self._client = _client(spec.tracking_uri)
         self._runs: dict[int, str] = {}
         self._began: dict[int, int] = {}
@@ -66,6 +75,7 @@ class Tracker:
         self._params: dict[int, dict[str, Any]] = {}
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._sent = threading.Event()
+        self._tag = number_tag(study)
         self._experiment, self.parent = self._open_parent()
         self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
         self._thread.start()
@@ -73,6 +83,8 @@ class Tracker:
     # The search
 
     def _open_parent(self) -> tuple[str, str]:
+        if self._within is not None:
+            return self._within._experiment, self._within.parent
         name = self._spec.tracking.experiment
         try:
             known = self._client.get_experiment_by_name(name)
@@ -102,11 +114,11 @@ class Tracker:
         """The run of a trial (None: the parent) that an earlier driver made, by its tags."""
         condition = f"tags.`{SEARCH_TAG}` = '{self._study.search_id}'"
         if trial is not None:
-            condition += f" and tags.`{TRIAL_TAG}` = '{trial}'"
+            condition += f" and tags.`{self._tag}` = '{trial}'"
         else:
             condition += f" and attributes.run_name = '{self._spec.name}'"
         for run in self._client.search_runs([experiment], condition, max_results=1000):
-            if (TRIAL_TAG in run.data.tags) == (trial is not None):
+            if (self._tag in run.data.tags) == (trial is not None):
                 return str(run.info.run_id)
         return None
 
@@ -135,6 +147,7 @@ class Tracker:
             "begun": assignment.begun,
             "replayed": again,
             "params": assignment.hparams.active,
+            "tags": self._study.tags(number),
         }
         self._keep(event)
         try:
@@ -197,15 +210,31 @@ class Tracker:
         self._queue.put(None)
         if sent:
             self._thread.join(timeout)
+        if sent and self._within is None:
             status = "FINISHED" if state == "FINISHED" else "KILLED"
             self._client.set_tag(self.parent, STATE_TAG, state)
             self._client.set_terminated(self.parent, status)
         return sent
 
-    def summarize(self, values: Mapping[str, Any]) -> None:
-        """Puts what is known of the whole search on the parent run, as tags."""
-        for key, value in values.items():
+    def summarize(
+        self,
+        tags: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Puts what is known of the whole search on the parent run: tags, metrics, and files of text.
+
+        Metrics are of the trials counted so far, as their step; telling them twice changes nothing.
+        """
+        for key, value in tags.items():
             self._client.set_tag(self.parent, key, value)
+        if metrics:
+            step = self._study.progress().counted
+            at = self._client.get_run(self.parent).info.start_time + step
+            for key, number in metrics.items():
+                self._client.log_metric(self.parent, key, number, timestamp=at, step=step)
+        for file, text in (texts or {}).items():
+            self._client.log_text(self.parent, text, file)
 
     def _send_all(self) -> None:
         stop = False
@@ -245,12 +274,13 @@ class Tracker:
             run = self._client.create_run(
                 self._experiment,
                 start_time=event["at"],
-                run_name=f"{self._spec.name}-{number}",
+                run_name=self._title(number),
                 tags={
                     "mlflow.parentRunId": self.parent,
                     SEARCH_TAG: self._study.search_id,
-                    TRIAL_TAG: str(number),
+                    self._tag: str(number),
                     STATE_TAG: "RUNNING",
+                    **event.get("tags", {}),
                 },
             ).info.run_id
         else:
@@ -262,6 +292,11 @@ class Tracker:
             self._client.set_tag(run, "resumed", event["begun"])
         self._params[number] = event["params"]
         self._runs[number] = run
+
+    def _title(self, number: int) -> str:
+        """What MLflow calls a trial's run and model."""
+        role = self._study.role
+        return f"{self._spec.name}-{number}" if role == "trial" else f"{self._spec.name}-{role}-{number}"
 
     def _epochs_ended(self, event: Mapping[str, Any]) -> None:
         self._log(event["trial"], event["epochs"], {})
@@ -276,7 +311,7 @@ class Tracker:
             Metric(name, value, self._began[number] + epoch, epoch)
             for epoch, metrics in epochs
             for name, value in metrics.items()
-            if name.startswith("best_") or epoch not in self._epochs.get(number, ())
+            if name not in METRICS or epoch not in self._epochs.get(number, ())
         ]
         params = [Param(key, _text(value)) for key, value in self._params.get(number, {}).items()]
         self._client.log_batch(
@@ -299,6 +334,7 @@ class Tracker:
         if best:
             tags["best_epoch"] = str(int(best["epoch"]))
             told = {f"best_{name}": best[name] for name in self._spec.search.objective}
+            told |= {name: best[name] for name in TEST_METRICS if name in best}
             epochs.append((int(best["epoch"]), told))
         if ending is not Ending.INTERRUPTED:
             again = bool(event.get("replayed")) or number in self._epochs
@@ -324,9 +360,9 @@ class Tracker:
     def _log_model(self, number: int, run: str, delta: Path) -> None:
         model = self._client.create_logged_model(
             self._experiment,
-            name=f"{self._spec.name}-{number}",
+            name=self._title(number).replace(".", "_"),  # MLflow allows no dot there
             source_run_id=run,
-            tags={SEARCH_TAG: self._study.search_id, TRIAL_TAG: str(number)},
+            tags={SEARCH_TAG: self._study.search_id, self._tag: str(number)},
         )
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(delta, Path(folder) / "data")
@@ -504,11 +540,11 @@ class ChildRun:
 
 
 def child_runs(spec: SearchSpec, study: SearchStudy) -> dict[int, list[ChildRun]]:
-    """The child runs of a search, by trial number."""
+    """The child runs of a study, by trial number."""
     client, links = _client(spec.tracking_uri), Links(spec, study)
     found: dict[int, list[ChildRun]] = {}
     for run in _all_runs(client, spec, study):
-        number = run.data.tags.get(TRIAL_TAG)
+        number = run.data.tags.get(number_tag(study))
         if number is None:
             continue
         repeated = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["APPLIED_FILE", "METRICS", "MODEL_FOLDER", "PREVIEW_FILE", "STATE_FILE"]
+__all__ = ["APPLIED_FILE", "METRICS", "MODEL_FOLDER", "PREVIEW_FILE", "STATE_FILE", "TEST_METRICS"]
 
 METRICS = (
     "train_loss",
@@ -14,6 +14,9 @@ METRICS = (
     "images_per_second",
 )
 """What an epoch reports."""
+
+TEST_METRICS = ("test_loss", "test_accuracy", "test_macro_f1")
+"""What a finalist's run reports once, of its best epoch's weights."""
 
 STATE_FILE = "state.pt"
 """From which a trial goes on; gone when it has ended."""
