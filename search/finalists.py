@@ -311,7 +311,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
 def table(rows: Sequence[Mapping[str, Any]], metric: str) -> Table:
     """The finalists' rows for a person: means and sample standard deviations over the fresh seeds."""
     tested = [name for name in _SHOWN if all(name in row["test"] for row in rows)]
-    shown = Table(box=None, padding=(0, 2, 0, 0))
+    shown = Table(box=None, padding=(0, 1, 0, 0))
     for title in ("trial", metric, "95 % interval", *tested, ""):
         shown.add_column(title, no_wrap=True)
     for place, row in enumerate(rows):

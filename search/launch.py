@@ -332,7 +332,8 @@ def _run_trials(
     with board.live():
         run_trials(conductor, trainable=trainable)
     study.seconds_spent += time.time() - began
-    if not study.progress().left:
+    progress = study.progress()
+    if not progress.left and not progress.running:
         return Outcome.FINISHED
     return Outcome.STOPPED if stopped.is_set() else Outcome.TIME_OVER
 

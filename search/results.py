@@ -26,7 +26,11 @@ def summary(home: Home) -> dict[str, Any]:
     """One search in a row: its state, its counts, its best."""
     _, study = opened(home)
     progress, leader, finalists = study.progress(), study.leader(), _finalists(study, home)
-    over = not progress.left and (finalists is None or finalists["ended"] == finalists["runs"])
+    over = (
+        not progress.left
+        and not progress.running
+        and (finalists is None or finalists["ended"] == finalists["runs"])
+    )
     state = "RUNNING" if home.driver() else ("FINISHED" if over else "STOPPED")
     return {
         "search": home.name,
