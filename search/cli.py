@@ -322,6 +322,27 @@ def export(
 
 
 @app.command()
+def report(
+    name: NameArgument,
+    to: Annotated[Path | None, typer.Option(help="The file; else NAME.html.", show_default=False)] = None,
+    home: HomeOption = None,
+) -> None:
+    """Write the search as one HTML file, with tables and pictures, and log it in MLflow."""
+    from search.home import Home
+    from search.report import write_report
+    from search.results import opened
+    from search.tracking import log_report
+
+    place = Home.existing(name, home)
+    path = to or Path(f"{name}.html")
+    text = write_report(place, path)
+    console.print(f"report written to {path}", markup=False, highlight=False, soft_wrap=True)
+    refused = log_report(*opened(place), text, "report.html")
+    if refused:
+        errors.print(f"MLflow did not take it: {refused}", style="yellow", markup=False, soft_wrap=True)
+
+
+@app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `export` wrote.", show_default=False)],
     images: Annotated[

@@ -64,6 +64,7 @@ ENDINGS: Mapping[Ending, Row] = {
     Ending.ABANDONED: Row(TrialState.FAIL, "KILLED", True),
 }
 
+_FEW = 4  # different values, of which an importance says something
 _ENDING = "ending"
 _STARTED = "started"
 
@@ -268,6 +269,18 @@ class SearchStudy:
         best = max if direction == "maximize" else min
         epoch = best(values, key=lambda each: values[each])
         return {"epoch": epoch, metric: values[epoch]}
+
+    def importances(self) -> dict[str, float]:
+        """What share of the objective's variance each drawn parameter explains; empty where unknown.
+
+        By PED-ANOVA (Watanabe, Bansal and Hutter, 2023), of the completed trials alone.
+        """
+        values = {trial.value for trial in self.ranked()} if not self.spec.multi_objective else set()
+        if len(values) < _FEW:
+            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return optuna.importance.get_param_importances(self._study)
 
     def label(self, number: int) -> str:
         """What a person is shown for a trial's number."""

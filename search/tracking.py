@@ -502,6 +502,17 @@ def ui_command(uri: str, port: int) -> list[str]:
     ]  # fmt: skip
 
 
+def log_report(spec: SearchSpec, study: SearchStudy, text: str, file: str) -> str | None:
+    """Puts a file of text on the search's parent run; returns why MLflow did not take it, if so."""
+    if study.parent_run is None:
+        return "the search has no run there"
+    try:
+        _client(spec.tracking_uri).log_text(study.parent_run, text, file)
+    except Exception as error:  # of any of its stores; the report itself is written
+        return str(error).splitlines()[0]
+    return None
+
+
 def register(spec: SearchSpec, model_uri: str, name: str, alias: str | None) -> str:
     """Registers a logged model under a name, with an alias if given; returns the version.
 

@@ -502,3 +502,13 @@ def test_the_doctor_mends_the_finalists_too(mislabelled: Path, monkeypatch: pyte
     _, _, runs = runs_in(mislabelled)
     assert all(TEST_METRICS[0] in run.data.metrics for run in runs.values())
     home.spec.write_text(whole)
+
+
+def test_the_report_is_whole_and_in_mlflow(killed_and_resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(killed_and_resumed)
+    assert "report written to small.html" in transfer_search("report", "small")
+    text = Path("small.html").read_text()
+    assert "<h2>Winner: trial" in text
+    assert text.count("<svg") >= 3
+    client, parent, _ = runs_in(killed_and_resumed)
+    assert "report.html" in [file.path for file in client.list_artifacts(parent.info.run_id)]
