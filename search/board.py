@@ -36,6 +36,8 @@ class Board:
         console: where to show it.
         counts: how far the search is.
         best: number and value of the best trial so far, if any.
+        role: what a trial is called.
+        label: what is shown for its number.
         until: when the time is over, in seconds since the epoch.
     """
 
@@ -46,12 +48,16 @@ class Board:
         *,
         counts: Callable[[], Counts],
         best: Callable[[], tuple[int, float] | None],
+        role: str = "trial",
+        label: Callable[[int], str] = str,
         until: float | None = None,
     ) -> None:
         self._spec = spec
         self._console = console
         self._counts = counts
         self._best = best
+        self._role = role
+        self._label = label
         self._until = until
         self._began = time.time()
         self._rows: dict[int, dict[str, Any]] = {}
@@ -71,6 +77,7 @@ class Board:
 
     def trial_started(self, assignment: Assignment) -> None:
         self._rows[assignment.number] = {
+            "label": self._label(assignment.number),
             "state": "RUNNING",
             "epoch": 0,
             "epochs": assignment.hparams.max_epochs,
@@ -86,7 +93,8 @@ class Board:
 
     def attempt_failed(self, number: int, reason: str) -> None:
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
-        self._console.print(f"trial {number}: an attempt failed: {last}", style="red", markup=False)
+        told = f"{self._role} {self._label(number)}: an attempt failed: {last}"
+        self._console.print(told, style="red", markup=False)
 
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         row = self._rows[number]
@@ -95,7 +103,7 @@ class Board:
         if best:
             row["value"] = best[self._metric]
         if not self._console.is_terminal:
-            self._console.print(self._line(number, row), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(self._line(row), markup=False, highlight=False, soft_wrap=True)
         for old in sorted(self._rows)[:-200]:
             if self._rows[old]["state"] != "RUNNING":
                 del self._rows[old]
@@ -104,10 +112,10 @@ class Board:
         self._shown = (self._counts(), self._best())
         self._stale = False
 
-    def _line(self, number: int, row: Mapping[str, Any]) -> str:
+    def _line(self, row: Mapping[str, Any]) -> str:
         value = "" if row["value"] is None else f" {self._metric} {row['value']:.4f}"
         return (
-            f"trial {number:>3} {row['state'].lower():<11} epoch {row['epoch']}/{row['epochs']}"
+            f"{self._role} {row['label']:>3} {row['state'].lower():<11} epoch {row['epoch']}/{row['epochs']}"
             f"{value}  {self._described(row['params'])}"
         )
 
@@ -116,12 +124,12 @@ class Board:
 
     def _render(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("trial", "state", "epoch", self._metric, "hyperparameters"):
+        for title in (self._role, "state", "epoch", self._metric, "hyperparameters"):
             table.add_column(title, no_wrap=title != "hyperparameters", overflow="ellipsis")
         for number in sorted(self._rows)[-_ROWS:]:
             row = self._rows[number]
             table.add_row(
-                str(number),
+                row["label"],
                 Text(row["state"].lower(), style=_STYLES.get(row["state"], "red")),
                 f"{row['epoch']}/{row['epochs']}",
                 "" if row["value"] is None else f"{row['value']:.4f}",
@@ -132,11 +140,11 @@ class Board:
     def _headline(self) -> Text:
         counts, best = self._shown
         parts = [
-            f"{self._spec.name}: {counts.counted}/{counts.budget} trials",
+            f"{self._spec.name}: {counts.counted}/{counts.budget} {self._role}s",
             f"{counts.running} running",
             f"{counts.pruned} pruned",
             f"{counts.failed} failed",
-            f"best {best[1]:.4f} (trial {best[0]})" if best else "no best yet",
+            f"best {best[1]:.4f} ({self._role} {self._label(best[0])})" if best else "no best yet",
             duration(time.time() - self._began),
         ]
         if self._until is not None:

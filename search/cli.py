@@ -209,9 +209,11 @@ def status(
             best = "none yet" if row["value"] is None else f"{row['value']:.4f} (trial {row['best_trial']})"
             console.print(
                 f"{name}: {row['state'].lower()}, {row['counted']}/{row['budget']} trials, "
-                f"{row['running']} running, {row['pruned']} pruned, {row['failed']} failed, best {best}",
+                f"{row['running']} running, {row['pruned']} pruned, {row['failed']} failed, best {best}"
+                + (", finalists {ended}/{runs} runs".format(**row["finalists"]) if row["finalists"] else ""),
                 markup=False,
                 highlight=False,
+                soft_wrap=True,
             )
         if not watch or row["state"] != "RUNNING":
             return
@@ -273,7 +275,7 @@ def trials(
 
 @app.command()
 def best(name: NameArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
-    """Show the best trial and where its model is."""
+    """Show the best trial, or the winner among the finalists, and where its model is."""
     from search.home import Home
     from search.results import best_rows
 
@@ -290,7 +292,9 @@ def best(name: NameArgument, as_json: JsonOption = False, home: HomeOption = Non
 def export(
     name: NameArgument,
     to: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
-    trial: Annotated[int | None, typer.Option(min=0, help="A trial in place of the best.")] = None,
+    trial: Annotated[
+        int | None, typer.Option(min=0, help="A trial in place of the best, or of the winner.")
+    ] = None,
     formats: Annotated[
         list[Format] | None,
         typer.Option("--format", help="May be repeated; pt2 and safetensors if not given."),
@@ -315,6 +319,27 @@ def export(
         version = register_model(place, trial, register, alias)
         console.print(f"registered {register} version {version}" + (f" as {alias}" if alias else ""))
     console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
+
+
+@app.command()
+def report(
+    name: NameArgument,
+    to: Annotated[Path | None, typer.Option(help="The file; else NAME.html.", show_default=False)] = None,
+    home: HomeOption = None,
+) -> None:
+    """Write the search as one HTML file, with tables and pictures, and log it in MLflow."""
+    from search.home import Home
+    from search.report import write_report
+    from search.results import opened
+    from search.runs import log_report
+
+    place = Home.existing(name, home)
+    path = to or Path(f"{name}.html")
+    text = write_report(place, path)
+    console.print(f"report written to {path}", markup=False, highlight=False, soft_wrap=True)
+    refused = log_report(*opened(place), text, "report.html")
+    if refused:
+        errors.print(f"MLflow did not take it: {refused}", style="yellow", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -453,11 +478,25 @@ def _print_json(value: Any) -> None:
 def _show_winner(row: dict[str, Any]) -> None:
     from search.board import short
 
-    console.print(f"best trial {row['trial']}: {row['value']:.4f} at epoch {row['epoch']}", style="bold")
+    if "finalists" in row:
+        _show_finalists(row)
+    else:
+        console.print(f"best trial {row['trial']}: {row['value']:.4f} at epoch {row['epoch']}", style="bold")
     params = "  ".join(f"{key}={short(row['params'][key])}" for key in row["sampled"])
     console.print(f"  {params}", markup=False, highlight=False, soft_wrap=True)
     if row["mlflow_run_url"]:
         console.print(f"  MLflow: {row['mlflow_run_url']}", markup=False, soft_wrap=True)
+
+
+def _show_finalists(row: dict[str, Any]) -> None:
+    from search.finalists import table, verdict
+
+    console.print(table(row["finalists"], row["objective"]))
+    console.print(f"winner: {verdict(row['finalists'])}", style="bold", markup=False, soft_wrap=True)
+    console.print(
+        f"  its best fresh run: {row['objective']} {row['value']:.4f} at epoch {row['epoch']}",
+        highlight=False,
+    )
 
 
 def _farewell(place: Home, outcome: str) -> None:

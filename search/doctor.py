@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from search.finalists import FinalistStudy
 from search.home import Home
 from search.results import opened
 from search.runs import child_runs
@@ -22,40 +23,50 @@ def examine(home: Home, *, repair: bool = False) -> list[str]:
     """
     if home.driver() is not None:
         return []
-    spec, study = opened(home)
-    found = list(_findings(home, spec, study))
-    if repair and found:
+    spec, search = opened(home)
+    stages = [(home, search)]
+    finalists = FinalistStudy.within(search, home)
+    if finalists is not None:
+        stages.append((home.finalists, finalists))
+    found = [list(_findings(place, spec, study)) for place, study in stages]
+    if repair and any(found):
         with home.lock():
-            _mend(home, spec, study, {record.number: record for record, _ in found if record})
-        found = list(_findings(home, spec, study))
-    return [text for _, text in found]
+            tracker = Tracker(spec, home, search)
+            for (place, study), wrong in zip(stages, found, strict=True):
+                own = tracker if study is search else Tracker(spec, place, study, within=tracker)
+                _mend(own, spec, study, {record.number: record for record, _ in wrong if record})
+                if own is not tracker:
+                    own.close("")
+            tracker.close("STOPPED" if search.progress().left else "FINISHED")
+        found = [list(_findings(place, spec, study)) for place, study in stages]
+    return [text for each in found for _, text in each]
 
 
 def _findings(home: Home, spec: SearchSpec, study: SearchStudy) -> Iterator[tuple[TrialRecord | None, str]]:
+    role = study.role
     for file in sorted(home.outbox.glob("*.jsonl")):
         yield None, f"the outbox holds {file.name}: MLflow has not acknowledged it"
     runs = child_runs(spec, study)
     for record in study.records():
         found = runs.pop(record.number, [])
         if len(found) != 1:
-            yield record, f"trial {record.number} has {len(found)} runs in MLflow, not one"
+            yield record, f"{role} {record.number} has {len(found)} runs in MLflow, not one"
             continue
         (run,) = found
         ending = record.ending or Ending.INTERRUPTED
         if run.status != ENDINGS[ending].mlflow:
-            yield record, f"trial {record.number} is {ending.value} in Optuna, but its run is {run.status}"
+            yield record, f"{role} {record.number} is {ending.value} in Optuna, but its run is {run.status}"
         if run.repeated:
-            yield None, f"the run of trial {record.number} has two points of {run.repeated} at one epoch"
+            yield None, f"the run of {role} {record.number} has two points of {run.repeated} at one epoch"
         has_model = (home.trial(record.number) / MODEL_FOLDER).is_dir()
         if record.ending and has_model and not run.model:
-            yield record, f"trial {record.number} has a model that MLflow does not have"
+            yield record, f"{role} {record.number} has a model that MLflow does not have"
     for number in runs:
-        yield None, f"MLflow has a run of trial {number}, which Optuna does not have"
+        yield None, f"MLflow has a run of {role} {number}, which Optuna does not have"
 
 
-def _mend(home: Home, spec: SearchSpec, study: SearchStudy, wrong: dict[int, TrialRecord]) -> None:
+def _mend(tracker: Tracker, spec: SearchSpec, study: SearchStudy, wrong: dict[int, TrialRecord]) -> None:
     """Sends what the outbox holds, then tells MLflow the trials that are wrong once more."""
-    tracker = Tracker(spec, home, study)
     tracker.replay()
     metric = next(iter(spec.search.objective))
     for number, record in wrong.items():
@@ -66,5 +77,4 @@ def _mend(home: Home, spec: SearchSpec, study: SearchStudy, wrong: dict[int, Tri
         for epoch, value in study.reported(number).items():
             tracker.epoch_ended(number, epoch, {metric: value})
         ending = record.ending or Ending.INTERRUPTED
-        tracker.trial_ended(number, ending, study.best_epoch(number), record.reason)
-    tracker.close("STOPPED" if study.progress().left else "FINISHED")
+        tracker.trial_ended(number, ending, record.best, record.reason)

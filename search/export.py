@@ -27,14 +27,13 @@ from search.board import progress_bar
 from search.errors import BadInput, ExportMismatch
 from search.home import Home
 from search.planning import cache_root
-from search.results import chosen
+from search.results import chosen, model_folder
 from search.runs import register
 from search.spec import read_spec
 from trainables.augment import center_crop
 from trainables.data import ImageData, load
 from trainables.metrics import scores
 from trainables.model import Card, LoadedModel, ModelError, load_delta, whole_model
-from trainables.record import MODEL_FOLDER
 from trainables.serving import Classifier
 
 __all__ = ["export_trial", "open_export", "register_model"]
@@ -48,7 +47,9 @@ _BATCH = 64
 def export_trial(
     home: Home, to: Path, *, trial: int | None, formats: Sequence[str], console: Console
 ) -> Iterator[str]:
-    """Writes the model of a trial (None: the best) to the folder `to`; yields what it did, in lines.
+    """Writes the model of a trial (None: the best, or the winner) to the folder `to`.
+
+    Yields what it did, in lines. A winner among finalists is its fresh run with the best validation value.
 
     Raises:
         BadInput: if there is no such trial or model, or a format's packages are not installed.
@@ -56,9 +57,8 @@ def export_trial(
     """
     spec = read_spec(home.spec)
     row = chosen(home, trial)
-    folder = home.trial(row["trial"]) / MODEL_FOLDER
     try:
-        loaded = load_delta(folder)
+        loaded = load_delta(model_folder(home, row))
     except ModelError as error:
         raise BadInput(f"the model of trial {row['trial']} cannot be opened: {error}") from error
     if to.exists() and any(to.iterdir() if to.is_dir() else [to]) and not (to / CARD_FILE).exists():

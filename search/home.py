@@ -98,6 +98,11 @@ class Home:
         return self.root / "outbox"
 
     @property
+    def finalists(self) -> Home:
+        """The same kind of folder for the finalists' runs: their states, models and outbox."""
+        return Home(self.root / "finalists")
+
+    @property
     def log(self) -> Path:
         return self.root / "driver.log"
 

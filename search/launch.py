@@ -10,15 +10,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 
 from search.board import Board, progress_bar
 from search.errors import BadInput
+from search.finalists import FinalistStudy, candidates, standings, text, verdict
 from search.home import Home
 from search.spec import SearchSpec, read_spec
 from search.study import Ending, SearchStudy
@@ -94,6 +96,9 @@ def resume(
             study.budget = trials
         if retry_failed:
             study.retry_failed()
+            finalists = FinalistStudy.within(study, home)
+            if finalists is not None:
+                finalists.retry_failed()
         with progress_bar(console) as progress:
             from search.planning import plan
 
@@ -102,20 +107,30 @@ def resume(
 
 
 def abandon(home: Home) -> int:
-    """Ends for good what a stopped search left running; returns how many trials."""
+    """Ends for good what a stopped search, or its finalists, left running; returns how many trials."""
     spec = read_spec(home.spec)
     with home.lock():
         study = SearchStudy.open(spec, home)
         tracker = Tracker(spec, home, study)
-        tracker.replay()
-        left = study.interrupted()
-        for number in left:
-            tracker.trial_started(study.continue_trial(number))
-            best = study.best_epoch(number)
-            tracker.trial_ended(number, Ending.ABANDONED, best, "abandoned")
-            study.end(number, Ending.ABANDONED, best, "abandoned")
+        given_up = _given_up(study, tracker)
+        finalists = FinalistStudy.within(study, home)
+        if finalists is not None:
+            inner = Tracker(spec, home.finalists, finalists, within=tracker)
+            given_up += _given_up(finalists, inner)
+            inner.close("ABANDONED")
         tracker.close("ABANDONED")
-        return len(left)
+        return given_up
+
+
+def _given_up(study: SearchStudy, tracker: Tracker) -> int:
+    tracker.replay()
+    left = study.interrupted()
+    for number in left:
+        tracker.trial_started(study.continue_trial(number))
+        best = study.best_epoch(number)
+        tracker.trial_ended(number, Ending.ABANDONED, best, "abandoned")
+        study.end(number, Ending.ABANDONED, best, "abandoned")
+    return len(left)
 
 
 def run_study(
@@ -129,6 +144,8 @@ def run_study(
 ) -> Outcome:
     """Runs the study's trials until its budget is met, its time is over, or somebody stops it.
 
+    A search whose budget is met goes on to its finalists, if it has any; its time does not bound them.
+
     Args:
         spec, home, study: the search.
         console: where to show it.
@@ -139,47 +156,96 @@ def run_study(
 
     with ExitStack() as stack:
         stack.enter_context(_driver_log(home))
-        tracker = Tracker(spec, home, study)
-        stack.callback(tracker.abort)
+        trackers = [Tracker(spec, home, study)]
+        stack.callback(trackers[0].abort)
         stack.enter_context(local_ray())
         stopped = stack.enter_context(_stop_signals(console))  # after Ray, which sets its own
-        limit = min(capacity(spec), spec.resources.concurrency or 2**31)
-        tracker.replay()
-        began = time.time()
+        run = partial(_run_trials, console=console, stopped=stopped, trainable=trainable)
         if seconds is None and spec.search.time is not None:
             seconds = max(0.0, spec.search.time - study.seconds_spent)
-        until = None if seconds is None else began + seconds
-        board = Board(spec, console, counts=study.progress, best=study.leader, until=until)
-
-        def should_stop() -> bool:
-            return stopped.is_set() or (until is not None and time.time() >= until)
-
-        conductor = Conductor(
-            study,
-            home,
-            trial_config(spec),
-            limit=limit,
-            observers=(tracker, board),
-            run_of=tracker.run_of,
-            should_stop=should_stop,
-        )
-        with board.live():
-            run_trials(conductor, trainable=trainable)
-        study.seconds_spent += time.time() - began
-        outcome = Outcome.FINISHED
-        if study.progress().left:
-            outcome = Outcome.STOPPED if stopped.is_set() else Outcome.TIME_OVER
-        _finish(study, tracker, outcome, console)
+        outcome = run(study, home, trackers[0], trial_config(spec), seconds=seconds)
+        if outcome is Outcome.FINISHED and candidates(study):
+            finalists = FinalistStudy.begin(study, home)
+            home.finalists.make()
+            trackers.append(Tracker(spec, home.finalists, finalists, within=trackers[0]))
+            stack.callback(trackers[1].abort)
+            told = finalists.cost(study, _at_once(spec))
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
+            config = {**trial_config(spec), "score_test": True}
+            outcome = run(finalists, home.finalists, trackers[1], config)
+        _finish(study, home, trackers, outcome, console)
     return outcome
 
 
-def _finish(study: SearchStudy, tracker: Tracker, outcome: Outcome, console: Console) -> None:
-    leader = study.leader()
+def _run_trials(
+    study: SearchStudy,
+    home: Home,
+    tracker: Tracker,
+    config: Mapping[str, Any],
+    *,
+    console: Console,
+    stopped: threading.Event,
+    trainable: Trainable | None,
+    seconds: float | None = None,
+) -> Outcome:
+    """Runs one study's trials until its budget is met, `seconds` are over, or somebody stops it."""
+    spec, began = study.spec, time.time()
+    tracker.replay()
+    until = None if seconds is None else began + seconds
+    board = Board(
+        spec,
+        console,
+        counts=study.progress,
+        best=study.leader,
+        role=study.role,
+        label=study.label,
+        until=until,
+    )
+    conductor = Conductor(
+        study,
+        home,
+        config,
+        limit=_at_once(spec),
+        observers=(tracker, board),
+        run_of=tracker.run_of,
+        should_stop=lambda: stopped.is_set() or (until is not None and time.time() >= until),
+    )
+    with board.live():
+        run_trials(conductor, trainable=trainable)
+    study.seconds_spent += time.time() - began
+    progress = study.progress()
+    if not progress.left and not progress.running:
+        return Outcome.FINISHED
+    return Outcome.STOPPED if stopped.is_set() else Outcome.TIME_OVER
+
+
+def _at_once(spec: SearchSpec) -> int:
+    """How many trials run at a time. Ray must be running."""
+    return min(capacity(spec), spec.resources.concurrency or 2**31)
+
+
+def _finish(
+    study: SearchStudy, home: Home, trackers: Sequence[Tracker], outcome: Outcome, console: Console
+) -> None:
+    """Tells MLflow how the search ended; `trackers` begin with the search's own."""
+    for inner in trackers[1:]:
+        inner.close(outcome.value)
+    tracker, leader = trackers[0], study.leader()
     if leader is not None:
         tracker.summarize({"best_trial": leader[0], "best_value": f"{leader[1]:.6f}"})
-    if not tracker.close(outcome.value):
+    rows = [finalist.row() for finalist in standings(study, home)]
+    if rows:
+        metric = next(iter(study.spec.search.objective))
+        winner = {name: summary["mean"] for name, summary in rows[0]["test"].items()}
+        tracker.summarize(
+            {"winner": rows[0]["trial"], "verdict": verdict(rows)},
+            metrics={f"winner_{metric}": rows[0]["mean"], **winner},
+            texts={"finalists.txt": text(rows, metric)},
+        )
+    tracker.close(outcome.value)
+    for left in (each.outbox for each in trackers if any(each.outbox.glob("*.jsonl"))):
         console.print(
-            f"MLflow has not taken everything; the rest is kept in {tracker.outbox} and sent by "
+            f"MLflow has not taken everything; the rest is kept in {left} and sent by "
             f"`transfer-search doctor {study.spec.name} --repair`",
             style="yellow",
         )

@@ -58,9 +58,23 @@ class Plan:
             f"sampler {spec.search.sampler}, pruner {spec.search.pruner}, "
             f"a trial takes cpu {spec.resources.cpu:g}, gpu {spec.resources.gpu:g}"
         )
+        if spec.search.finalists:
+            yield self._finalists()
         yield f"home: {self.home.root}"
         yield f"MLflow: {spec.tracking.uri}, experiment {spec.tracking.experiment}"
         yield f"cache: {cache_root(spec)}" + ("" if spec.cache.enabled else " (images only)")
+
+    def _finalists(self) -> str:
+        search = self.spec.search
+        assert search.finalists is not None
+        runs = min(search.finalists.top, search.trials) * search.finalists.seeds
+        images = len(self.data.splits["test"])
+        scored = f"each scored once on the {images:,} test images" if images else "no test images to score"
+        return (
+            f"finalists: then the best {search.finalists.top} again on {search.finalists.seeds} fresh seeds, "
+            f"{runs} runs of up to {search.max_epochs} epochs, unpruned: {runs * search.max_epochs:,} epochs "
+            f"beside the search's {search.trials * search.max_epochs:,} at most; {scored}"
+        )
 
 
 def cache_root(spec: SearchSpec) -> Path:

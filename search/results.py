@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from search.errors import BadInput
+from search.finalists import FinalistStudy, candidates, standings
 from search.home import Home
 from search.runs import Links
 from search.spec import SearchSpec, read_spec
 from search.study import Ending, SearchStudy, TrialRecord
+from trainables.record import MODEL_FOLDER
 
-__all__ = ["best_rows", "chosen", "summary", "trial_rows"]
+__all__ = ["best_rows", "chosen", "model_folder", "summary", "trial_rows"]
 
 
 def opened(home: Home) -> tuple[SearchSpec, SearchStudy]:
@@ -22,8 +25,13 @@ def opened(home: Home) -> tuple[SearchSpec, SearchStudy]:
 def summary(home: Home) -> dict[str, Any]:
     """One search in a row: its state, its counts, its best."""
     _, study = opened(home)
-    progress, leader = study.progress(), study.leader()
-    state = "RUNNING" if home.driver() else ("FINISHED" if not progress.left else "STOPPED")
+    progress, leader, finalists = study.progress(), study.leader(), _finalists(study, home)
+    over = (
+        not progress.left
+        and not progress.running
+        and (finalists is None or finalists["ended"] == finalists["runs"])
+    )
+    state = "RUNNING" if home.driver() else ("FINISHED" if over else "STOPPED")
     return {
         "search": home.name,
         "state": state,
@@ -31,7 +39,20 @@ def summary(home: Home) -> dict[str, Any]:
         "counted": progress.counted,
         "best_trial": leader[0] if leader else None,
         "value": leader[1] if leader else None,
+        "finalists": finalists,
     }
+
+
+def _finalists(search: SearchStudy, home: Home) -> dict[str, int] | None:
+    """How many runs the search's finalists have, and how many have ended; None where it has none."""
+    wanted, chosen = search.spec.search.finalists, candidates(search)
+    if wanted is None or (not chosen and not search.progress().left):
+        return None
+    study = FinalistStudy.within(search, home)
+    latest = study.latest() if study else {}
+    ended = [pair for pair, run in latest.items() if pair[0] in chosen and run.state != "RUNNING"]
+    runs = (len(chosen) if not search.progress().left else wanted.top) * wanted.seeds
+    return {"runs": runs, "ended": len(ended)}
 
 
 def trial_rows(home: Home, *, linked: bool = True) -> list[dict[str, Any]]:
@@ -47,6 +68,9 @@ def trial_rows(home: Home, *, linked: bool = True) -> list[dict[str, Any]]:
 def best_rows(home: Home) -> list[dict[str, Any]]:
     """The best trial; several where there are several objectives.
 
+    Where the search's finalists have run, the winner among them: `trial` is the search's, the rest is of
+    its fresh run with the best validation value, and `finalists` has all of them, the winner first.
+
     Raises:
         BadInput: if no trial has completed.
     """
@@ -57,11 +81,28 @@ def best_rows(home: Home) -> list[dict[str, Any]]:
             f"no trial of {home.name!r} has completed yet; see `transfer-search status {home.name}`"
         )
     links = Links(spec, study)
+    ranked, finalists = standings(study, home), FinalistStudy.within(study, home)
+    if ranked and finalists:
+        run = next(record for record in finalists.records() if record.number == ranked[0].run)
+        row = _row(home, spec, run, links)
+        row |= {
+            "trial": ranked[0].trial,
+            "finalist_run": run.number,
+            "objective": next(iter(spec.search.objective)),
+        }
+        return [{**row, "finalists": [finalist.row() for finalist in ranked]}]
     return [_row(home, spec, record, links) for record in study.records() if record.number in numbers]
 
 
+def model_folder(home: Home, row: dict[str, Any]) -> Path:
+    """Where the model of a row of `chosen` lies."""
+    run = row.get("finalist_run")
+    folder = home.trial(row["trial"]) if run is None else home.finalists.trial(run)
+    return folder / MODEL_FOLDER
+
+
 def chosen(home: Home, trial: int | None) -> dict[str, Any]:
-    """The row of a trial that has a model: the given one, or the best.
+    """The row of a trial that has a model: the given one, or the best, as `best_rows` gives it.
 
     Raises:
         BadInput: if there is no such trial, or it has no model.

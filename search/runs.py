@@ -24,18 +24,22 @@ from search.errors import TrackingError
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import ENDINGS, Ending, SearchStudy
-from trainables.record import MODEL_FOLDER, RECORD_FOLDER
+from trainables.record import METRICS, MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
-__all__ = ["ChildRun", "Links", "Runs", "child_runs", "register", "ui_command"]
+__all__ = ["ChildRun", "Links", "Runs", "child_runs", "log_report", "register", "ui_command"]
 
 SEARCH_TAG = "transfer_search.search_id"
-TRIAL_TAG = "transfer_search.trial"
 STATE_TAG = "state"
 _BATCH = 1000
+
+
+def number_tag(role: str) -> str:
+    """The tag that holds the number of a run in its study: a trial's, or a finalist's."""
+    return f"transfer_search.{role}"
 
 
 class Runs:
@@ -45,21 +49,27 @@ class Runs:
         spec: the search's spec, already launched.
         home: where trials leave what is logged.
         search_id: what tags all runs of the search.
+        role: what the study's trials are to the search, as `SearchStudy.role` says.
+        parent: the run that holds theirs; None: found, or made.
 
     Raises:
         TrackingError: if MLflow cannot be written.
     """
 
-    def __init__(self, spec: SearchSpec, home: Home, search_id: str) -> None:
+    def __init__(
+        self, spec: SearchSpec, home: Home, search_id: str, *, role: str = "trial", parent: str | None = None
+    ) -> None:
         self._spec = spec
         self._home = home
         self._search_id = search_id
+        self._role = role
+        self._tag = number_tag(role)
         self._client = _client(spec.tracking_uri)
         self._runs: dict[int, str] = {}
         self._began: dict[int, int] = {}
         self._told: dict[int, set[int]] = {}
         self._params: dict[int, dict[str, Any]] = {}
-        self._experiment, self.parent = self._open_parent()
+        self._experiment, self.parent = self._open_parent(parent)
 
     def write(self, event: Mapping[str, Any]) -> None:
         """Writes an event; raises whatever MLflow does where it is away."""
@@ -73,8 +83,7 @@ class Runs:
             case "end":
                 self._end(event)
             case "summary":
-                for key, value in event["values"].items():
-                    self._client.set_tag(self.parent, key, value)
+                self._summarize(event)
             case "close":
                 state = event["state"]
                 self._client.set_tag(self.parent, STATE_TAG, state)
@@ -84,14 +93,14 @@ class Runs:
         """The run of a trial that has started."""
         return self._runs.get(number)
 
-    def _open_parent(self) -> tuple[str, str]:
+    def _open_parent(self, run: str | None) -> tuple[str, str]:
         from mlflow.entities import Param
 
         name = self._spec.tracking.experiment
         try:
             known = self._client.get_experiment_by_name(name)
             experiment = known.experiment_id if known else self._client.create_experiment(name)
-            run = self._find_run(experiment, trial=None)
+            run = run or self._find_run(experiment, trial=None)
             if run is None:
                 run = self._client.create_run(
                     experiment,
@@ -114,11 +123,11 @@ class Runs:
         """The run of a trial (None: the parent) that an earlier driver made, by its tags."""
         condition = f"tags.`{SEARCH_TAG}` = '{self._search_id}'"
         if trial is not None:
-            condition += f" and tags.`{TRIAL_TAG}` = '{trial}'"
+            condition += f" and tags.`{self._tag}` = '{trial}'"
         else:
             condition += f" and attributes.run_name = '{self._spec.name}'"
         for run in self._client.search_runs([experiment], condition, max_results=1000):
-            if (TRIAL_TAG in run.data.tags) == (trial is not None):
+            if (self._tag in run.data.tags) == (trial is not None):
                 return str(run.info.run_id)
         return None
 
@@ -130,12 +139,13 @@ class Runs:
             run = self._client.create_run(
                 self._experiment,
                 start_time=event["at"],
-                run_name=f"{self._spec.name}-{number}",
+                run_name=self._title(number),
                 tags={
                     "mlflow.parentRunId": self.parent,
                     SEARCH_TAG: self._search_id,
-                    TRIAL_TAG: str(number),
+                    self._tag: str(number),
                     STATE_TAG: "RUNNING",
+                    **event.get("tags", {}),
                 },
             ).info.run_id
         else:
@@ -148,6 +158,14 @@ class Runs:
         self._params[number] = event["params"]
         self._runs[number] = run
 
+    def _title(self, number: int) -> str:
+        """What MLflow calls a trial's run and model."""
+        return (
+            f"{self._spec.name}-{number}"
+            if self._role == "trial"
+            else f"{self._spec.name}-{self._role}-{number}"
+        )
+
     def _log(
         self, number: int, epochs: Iterable[tuple[int, Mapping[str, float]]], tags: Mapping[str, str]
     ) -> None:
@@ -158,7 +176,7 @@ class Runs:
             Metric(name, value, self._began[number] + epoch, epoch)
             for epoch, metrics in epochs
             for name, value in metrics.items()
-            if name.startswith("best_") or epoch not in self._told.get(number, ())
+            if name not in METRICS or epoch not in self._told.get(number, ())
         ]
         params = [Param(key, _text(value)) for key, value in self._params.get(number, {}).items()]
         self._client.log_batch(
@@ -178,6 +196,7 @@ class Runs:
         if best:
             tags["best_epoch"] = str(int(best["epoch"]))
             told = {f"best_{name}": best[name] for name in self._spec.search.objective}
+            told |= {name: best[name] for name in TEST_METRICS if name in best}
             epochs.append((int(best["epoch"]), told))
         if ending is not Ending.INTERRUPTED:
             again = bool(event.get("replayed")) or number in self._told
@@ -200,15 +219,25 @@ class Runs:
     def _log_model(self, number: int, run: str, delta: Path) -> None:
         model = self._client.create_logged_model(
             self._experiment,
-            name=f"{self._spec.name}-{number}",
+            name=self._title(number).replace(".", "_"),  # MLflow allows no dot there
             source_run_id=run,
-            tags={SEARCH_TAG: self._search_id, TRIAL_TAG: str(number)},
+            tags={SEARCH_TAG: self._search_id, self._tag: str(number)},
         )
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(delta, Path(folder) / "data")
             _describe_model(Path(folder), run, model.model_id)
             self._client.log_model_artifacts(model.model_id, folder)
         self._client.finalize_logged_model(model.model_id, "READY")
+
+    def _summarize(self, event: Mapping[str, Any]) -> None:
+        for key, value in event["tags"].items():
+            self._client.set_tag(self.parent, key, value)
+        if event["metrics"]:
+            at = self._client.get_run(self.parent).info.start_time + event["step"]
+            for key, number in event["metrics"].items():
+                self._client.log_metric(self.parent, key, number, timestamp=at, step=event["step"])
+        for file, text in event["texts"].items():
+            self._client.log_text(self.parent, text, file)
 
 
 def _client(uri: str) -> MlflowClient:
@@ -311,6 +340,17 @@ def ui_command(uri: str, port: int) -> list[str]:
     ]  # fmt: skip
 
 
+def log_report(spec: SearchSpec, study: SearchStudy, text: str, file: str) -> str | None:
+    """Puts a file of text on the search's parent run; returns why MLflow did not take it, if so."""
+    if study.parent_run is None:
+        return "the search has no run there"
+    try:
+        _client(spec.tracking_uri).log_text(study.parent_run, text, file)
+    except Exception as error:  # of any of its stores; the report itself is written
+        return str(error).splitlines()[0]
+    return None
+
+
 def register(spec: SearchSpec, model_uri: str, name: str, alias: str | None) -> str:
     """Registers a logged model under a name, with an alias if given; returns the version.
 
@@ -349,11 +389,11 @@ class ChildRun:
 
 
 def child_runs(spec: SearchSpec, study: SearchStudy) -> dict[int, list[ChildRun]]:
-    """The child runs of a search, by trial number."""
+    """The child runs of a study, by trial number."""
     client, links = _client(spec.tracking_uri), Links(spec, study)
     found: dict[int, list[ChildRun]] = {}
     for run in _all_runs(client, spec, study):
-        number = run.data.tags.get(TRIAL_TAG)
+        number = run.data.tags.get(number_tag(study.role))
         if number is None:
             continue
         repeated = ""

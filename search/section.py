@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -39,6 +40,7 @@ def _siblings(model: Any, place: tuple[int | str, ...]) -> list[str]:
     """The keys allowed in the section of `model` at `place`."""
     for part in place:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        annotation = next((each for each in get_args(annotation) if each is not NoneType), annotation)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation

@@ -153,7 +153,13 @@ def main() -> None:
     logging.basicConfig(format=f"%(asctime)s %(levelname)s {home.name} %(name)s: %(message)s")
     with FileLock(home.outbox / ".sender.lock"):
         try:
-            runs = Runs(read_spec(opening["spec"]), home, opening["search_id"])
+            runs = Runs(
+                read_spec(opening["spec"]),
+                home,
+                opening["search_id"],
+                role=opening["role"],
+                parent=opening["parent"],
+            )
         except TransferSearchError as error:
             answer(answers, "opened", {"error": str(error)})
             return

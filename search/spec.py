@@ -131,6 +131,13 @@ class Data(Section):
         )
 
 
+class Finalists(Section):
+    """The search's best trials, run again on fresh seeds before one is called the winner."""
+
+    top: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=2)  # one value has no spread
+
+
 class Search(Section):
     """How the space is searched."""
 
@@ -140,6 +147,7 @@ class Search(Section):
     max_epochs: int = Field(8, ge=1, le=10_000)
     sampler: Literal["tpe", "random", "gp", "cmaes", "qmc", "nsga2", "grid"] = "tpe"
     pruner: Literal["asha", "hyperband", "median", "wilcoxon", "none"] = "asha"
+    finalists: Finalists | None = None
     seed: int = Field(0, ge=0)
     retries: int = Field(1, ge=0, le=10)
 
@@ -155,6 +163,14 @@ class Search(Section):
     def _prunable(self) -> Search:
         if len(self.objective) > 1 and self.pruner != "none":
             raise ValueError("pruner must be none with more than one objective: Optuna prunes by one")
+        return self
+
+    @model_validator(mode="after")
+    def _one_winner(self) -> Search:
+        if len(self.objective) > 1 and self.finalists is not None:
+            raise ValueError(
+                "finalists need one objective, since a Pareto front has no winner; leave finalists out"
+            )
         return self
 
 

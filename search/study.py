@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -63,6 +63,7 @@ ENDINGS: Mapping[Ending, Row] = {
     Ending.ABANDONED: Row(TrialState.FAIL, "KILLED", True),
 }
 
+_FEW = 4  # different values, of which an importance says something
 _ENDING = "ending"
 _STARTED = "started"
 
@@ -107,6 +108,7 @@ class TrialRecord:
         value: of the best epoch, by the first objective; None before the first.
         best_epoch: its number, from 1.
         epochs: how many epochs were reported.
+        best: metrics of the best epoch, as far as the study was told, with its number as `epoch`.
         params: the hyperparameters that something read.
         mlflow_run_id: None where MLflow was away when the trial began.
     """
@@ -118,12 +120,16 @@ class TrialRecord:
     value: float | None
     best_epoch: int | None
     epochs: int
+    best: Mapping[str, float] | None
     params: Mapping[str, Any]
     mlflow_run_id: str | None
 
 
 class SearchStudy:
     """One search's Optuna study, with the few operations that a driver needs."""
+
+    role = "trial"
+    """What a trial of this study is to the search."""
 
     def __init__(self, study: optuna.Study, spec: SearchSpec) -> None:
         self._study = study
@@ -132,39 +138,57 @@ class SearchStudy:
         self._known: dict[int, frozenset[int]] = {}  # epochs that a continued trial may repeat
 
     @classmethod
-    def create(cls, spec: SearchSpec, home: Home) -> SearchStudy:
-        """A new study with the default trial enqueued, or the one that is already there."""
+    def study_name(cls, spec: SearchSpec) -> str:
+        """Optuna's name of the study."""
+        return spec.name
+
+    @classmethod
+    def create(cls, spec: SearchSpec, home: Home, *, part_of: SearchStudy | None = None) -> Self:
+        """A new study with the default trial enqueued, or the one that is already there.
+
+        One that is a part of another shares its search id, and begins with nothing to run.
+        """
         study = optuna.create_study(
-            study_name=spec.name,
+            study_name=cls.study_name(spec),
             storage=DriverStorage(database(spec, home)),
             directions=list(spec.search.objective.values()),
             load_if_exists=True,
         )
         if "search_id" not in study.user_attrs:
-            study.set_user_attr("search_id", uuid.uuid4().hex)
-            study.set_user_attr("budget", spec.search.trials)
-            for params in _first_params(spec):
+            study.set_user_attr("search_id", part_of.search_id if part_of else uuid.uuid4().hex)
+            study.set_user_attr("budget", 0 if part_of else spec.search.trials)
+            for params in [] if part_of else _first_params(spec):
                 study.enqueue_trial(params, skip_if_exists=True)
         return cls._ready(study, spec)
 
     @classmethod
-    def open(cls, spec: SearchSpec, home: Home) -> SearchStudy:
+    def find(cls, spec: SearchSpec, home: Home) -> Self | None:
+        """The study, if its storage holds it."""
+        try:
+            study = optuna.load_study(
+                study_name=cls.study_name(spec), storage=DriverStorage(database(spec, home))
+            )
+        except KeyError:
+            return None
+        return cls._ready(study, spec)
+
+    @classmethod
+    def open(cls, spec: SearchSpec, home: Home) -> Self:
         """The study of a search that was launched.
 
         Raises:
             TransferSearchError: if its storage holds no such study.
         """
-        try:
-            study = optuna.load_study(study_name=spec.name, storage=DriverStorage(database(spec, home)))
-        except KeyError as error:
+        found = cls.find(spec, home)
+        if found is None:
             raise TransferSearchError(
                 f"Optuna's storage of the search {spec.name!r} holds no study of that name; "
                 f"it was deleted, or {home.root} is another's: launch the spec under a new name"
-            ) from error
-        return cls._ready(study, spec)
+            )
+        return found
 
     @classmethod
-    def _ready(cls, study: optuna.Study, spec: SearchSpec) -> SearchStudy:
+    def _ready(cls, study: optuna.Study, spec: SearchSpec) -> Self:
         study.sampler = _sampler(spec, len(study.get_trials(deepcopy=False)))
         study.pruner = _pruner(spec)
         return cls(study, spec)
@@ -221,15 +245,16 @@ class SearchStudy:
         )
 
     def best(self) -> list[FrozenTrial]:
-        """The best trial, or the Pareto front of several objectives; empty before one completes.
-
-        Ties go to the earlier trial.
-        """
+        """The best trial, or the Pareto front of several objectives; empty before one completes."""
         if self.spec.multi_objective:
             return sorted(self._study.best_trials, key=lambda trial: trial.number)
+        return self.ranked()[:1]
+
+    def ranked(self) -> list[FrozenTrial]:
+        """The completed trials by their value, best first; ties go to the earlier trial."""
         complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
         sign = -1 if self._study.direction == StudyDirection.MAXIMIZE else 1
-        return sorted(complete, key=lambda trial: (sign * cast(float, trial.value), trial.number))[:1]
+        return sorted(complete, key=lambda trial: (sign * cast(float, trial.value), trial.number))
 
     def leader(self) -> tuple[int, float] | None:
         """Number and value (of the first objective) of the best trial so far."""
@@ -245,6 +270,26 @@ class SearchStudy:
         best = max if direction == "maximize" else min
         epoch = best(values, key=lambda each: values[each])
         return {"epoch": epoch, metric: values[epoch]}
+
+    def importances(self) -> dict[str, float]:
+        """What share of the objective's variance each drawn parameter explains; empty where unknown.
+
+        By PED-ANOVA (Watanabe, Bansal and Hutter, 2023), of the completed trials alone.
+        """
+        values = {trial.value for trial in self.ranked()} if not self.spec.multi_objective else set()
+        if len(values) < _FEW:
+            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return optuna.importance.get_param_importances(self._study)
+
+    def label(self, number: int) -> str:
+        """What a person is shown for a trial's number."""
+        return str(number)
+
+    def tags(self, number: int) -> dict[str, str]:
+        """What MLflow is told of a trial beside its number."""
+        return {}
 
     def records(self) -> list[TrialRecord]:
         """Every trial that was begun, by number."""
@@ -265,6 +310,7 @@ class SearchStudy:
             value=best[metric] if best else None,
             best_epoch=int(best["epoch"]) if best else None,
             epochs=max(trial.intermediate_values, default=int(best["epoch"]) if best else 0),
+            best=best,
             params=HParams.from_dict(started["hparams"]).active if started else trial.params,
             mlflow_run_id=started["mlflow_run_id"] if started else None,
         )

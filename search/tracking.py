@@ -41,12 +41,23 @@ class Tracker:
         spec: the search's spec, already launched.
         home: its outbox holds what MLflow has not acknowledged.
         study: is told the parent run's id.
+        within: the tracker of the search that this study is a part of; its parent run is used, and
+            left for it to end.
     """
 
-    def __init__(self, spec: SearchSpec, home: Home, study: SearchStudy) -> None:
+    def __init__(
+        self, spec: SearchSpec, home: Home, study: SearchStudy, *, within: Tracker | None = None
+    ) -> None:
         self._home = home
         self._study = study
-        self._search = {"spec": spec.to_yaml(), "home": str(home.root), "search_id": study.search_id}
+        self._is_part = within is not None
+        self._search = {
+            "spec": spec.to_yaml(),
+            "home": str(home.root),
+            "search_id": study.search_id,
+            "role": study.role,
+            "parent": None if within is None else within._study.parent_run,
+        }
         self._answers: dict[str, Any] = {}
         self._changed = threading.Condition()
         self._asked = 0
@@ -136,14 +147,30 @@ class Tracker:
         self._tell({"event": "flush", "answer": name})
         return bool(self._answer(name, timeout))
 
-    def summarize(self, values: Mapping[str, Any]) -> None:
-        """Puts what is known of the whole search on the parent run, as tags."""
-        self._tell({"event": "summary", "values": dict(values)})
+    def summarize(
+        self,
+        tags: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Puts what is known of the whole search on the parent run: tags, metrics, and files of text.
+
+        Metrics are of the trials counted so far, as their step; telling them twice changes nothing.
+        """
+        self._tell(
+            {
+                "event": "summary",
+                "tags": dict(tags),
+                "metrics": dict(metrics or {}),
+                "texts": dict(texts or {}),
+                "step": self._study.progress().counted,
+            }
+        )
 
     def close(self, state: str, timeout: float = 60.0) -> bool:
         """Sends the rest, ends the parent run and the sender; False if something is left."""
         sent = self.flush(timeout)
-        if sent:
+        if sent and not self._is_part:
             self._tell({"event": "close", "state": state})
             sent = self.flush(timeout)
         self.abort()
@@ -184,6 +211,7 @@ class Tracker:
                 "begun": assignment.begun,
                 "replayed": again,
                 "params": assignment.hparams.active,
+                "tags": self._study.tags(number),
             }
         )
         self._answer(f"run {number}", _START_SECONDS)

@@ -26,7 +26,7 @@ from search.errors import BadInput
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import Assignment, Ending, SearchStudy
-from trainables.record import BEST, METRICS, STATE_FILE
+from trainables.record import BEST, METRICS, STATE_FILE, TEST_METRICS
 
 __all__ = ["Conductor", "Observer", "Trainable", "capacity", "local_ray", "run_trials", "warm_workers"]
 
@@ -134,7 +134,7 @@ class Conductor:
         metrics = {name: float(result[name]) for name in METRICS}
         best = {
             name: float(result[f"{BEST}/{name}"])
-            for name in ("epoch", *METRICS)
+            for name in ("epoch", *METRICS, *TEST_METRICS)
             if f"{BEST}/{name}" in result
         }
         self._last[number] = best

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from ray import tune
 
@@ -16,7 +16,8 @@ from trainables.cache import Cache
 from trainables.data import DataConfig, ImageData, load
 from trainables.hparams import HParams
 from trainables.loop import Monitor, Settings, Training
-from trainables.record import BEST
+from trainables.model import load_delta
+from trainables.record import BEST, MODEL_FOLDER, TEST_METRICS
 
 __all__ = ["ImageTransfer", "TrialConfig"]
 
@@ -35,6 +36,8 @@ class TrialConfig(TypedDict):
         settings: fields of `Settings`; its monitor as fields of `Monitor`.
         cache_dir: root of the node's cache.
         cache_bytes: bound of the cache; 0: frozen features are not kept.
+        score_test: whether the trial is scored on the test split when it has run all its epochs; a
+            search's trials never are, only its finalists.
     """
 
     number: int
@@ -45,6 +48,7 @@ class TrialConfig(TypedDict):
     settings: dict[str, Any]
     cache_dir: str
     cache_bytes: int
+    score_test: NotRequired[bool]
 
 
 class ImageTransfer(tune.Trainable):  # type: ignore[misc]
@@ -66,7 +70,10 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Runs one epoch and gives its metrics, `epoch`, and the best epoch's metrics under `best`."""
+        """Runs one epoch and gives its metrics, `epoch`, and the best epoch's metrics under `best`.
+
+        The last epoch's `best` has `test_*` too where the trial is to be scored on the test split.
+        """
         if self._training is None:
             self._reads: set[str] = set()
             self._training = _training(self._trial, self._reads)
@@ -80,10 +87,11 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         if time.monotonic() - self._saved > _STATE_SECONDS and not training.finished:
             training.save_state(folder)
             self._saved = time.monotonic()
+        scored = training.finished and training.best and self._trial.get("score_test")
         return {
             **metrics,
             "epoch": training.epoch,
-            BEST: training.best or {},
+            BEST: {**(training.best or {}), **(_test_scores(training, folder) if scored else {})},
             "node": platform.node(),
             "pid": os.getpid(),
         }
@@ -116,6 +124,15 @@ def _training(trial: TrialConfig, reads: set[str]) -> Training:
     folder.mkdir(parents=True, exist_ok=True)
     training.load_state(folder)
     return training
+
+
+def _test_scores(training: Training, folder: Path) -> dict[str, float]:
+    """The test split's scores of the best epoch's weights; nothing where it has no images."""
+    if not len(training.data.splits["test"]):
+        return {}
+    training.model.load_state_dict(load_delta(folder / MODEL_FOLDER).model.state_dict())
+    found = training.evaluate("test")
+    return dict(zip(TEST_METRICS, (found.loss, found.accuracy, found.macro_f1), strict=True))
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["APPLIED_FILE", "BEST", "METRICS", "MODEL_FOLDER", "PREVIEW_FILE", "RECORD_FOLDER", "STATE_FILE"]
+__all__ = [
+    "APPLIED_FILE",
+    "BEST",
+    "METRICS",
+    "MODEL_FOLDER",
+    "PREVIEW_FILE",
+    "RECORD_FOLDER",
+    "STATE_FILE",
+    "TEST_METRICS",
+]
 
 METRICS = (
     "train_loss",
@@ -16,6 +25,9 @@ METRICS = (
 """What an epoch reports."""
 BEST = "best"
 """Key of the best epoch's metrics in a result."""
+
+TEST_METRICS = ("test_loss", "test_accuracy", "test_macro_f1")
+"""What a finalist's run reports once, of its best epoch's weights."""
 
 STATE_FILE = "state.pt"
 """From which a trial goes on; gone when it has ended."""
