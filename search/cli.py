@@ -97,6 +97,46 @@ def _dry_run(checked: Any, place: Home) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command()
+def footprint(
+    spec: Annotated[Path, typer.Argument(help="The spec, a YAML file.", show_default=False)],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="path.to.key=value in place of the spec's; may be repeated."),
+    ] = None,
+    gpu_gb: Annotated[
+        float | None, typer.Option(min=1, help="Memory of the GPUs to pack, GB; else this machine's.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what trials take of memory, and propose a fraction of a GPU for each."""
+    from search.board import short
+    from search.packing import needs
+    from search.spec import read_spec
+
+    rows = []
+    for need in needs(read_spec(spec, override or ()), None if gpu_gb is None else int(gpu_gb * 1e9)):
+        rows.append({**need.trial, "bytes": need.bytes, "measured_on": need.device, "gpu": need.share})
+        if not as_json:
+            kind = " ".join(
+                f"{name}={short(value)}" for name, value in need.trial.items() if value is not None
+            )
+            taken = "more than there is" if need.bytes is None else f"{need.bytes / 1e9:.2f} GB"
+            fraction = "" if need.share is None else f"  gpu: {need.share:g}"
+            console.print(f"{taken:>10} on {need.device}{fraction}  {kind}", markup=False, highlight=False)
+    shares = [row["gpu"] for row in rows]
+    if as_json:
+        _print_json(rows)
+    elif None not in shares:
+        console.print(f"for all of them: --set resources.gpu={max(shares):g}")
+    elif any(shares):
+        console.print("not all fit on one GPU; make batch_size or image_size smaller", style="yellow")
+    else:
+        console.print(
+            "no GPU here: give its memory with --gpu-gb for fractions (an estimate, from the CPU's)"
+        )
+
+
 def _detach(spec: Path, name: str, override: list[str], place: Home) -> None:
     """Starts the same launch in a process of its own, and waits until it drives the search."""
     place.make()
