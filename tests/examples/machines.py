@@ -22,6 +22,8 @@ _NETWORK = "10.199.77"
 T = TypeVar("T")
 _HIDDEN = ("/tmp", "/home", "/root", "/run")  # every machine has its own
 
+_ENTER = ["unshare", "-n", "-m", "-p", "-u", "-i", "-f", "--kill-child", "--mount-proc"]
+
 # /mnt/searches is the disk that all machines share. What of this machine lies in a hidden folder and is
 # needed inside (the interpreter, the checkout) is carried over to where it was.
 _START = r"""
@@ -80,12 +82,14 @@ class Machine:
 
 def missing() -> str:
     """Why machines cannot be made here; empty where they can."""
-    absent = [name for name in ("ip", "nsenter", "unshare", "runuser", "ssh-keygen", "rsync") if not _which(name)]
+    absent = [
+        name for name in ("ip", "nsenter", "unshare", "runuser", "ssh-keygen", "rsync") if not _which(name)
+    ]
     if absent or not _which("sshd"):
         return f"needs {', '.join([*absent, 'sshd'])} (Debian: iproute2, rsync, openssh-server)"
     if os.geteuid() != 0:
         return "needs root, to make namespaces"
-    tried = subprocess.run(["unshare", "-n", "-m", "-p", "-u", "-f", "--mount-proc", "true"], capture_output=True)
+    tried = subprocess.run([*_ENTER, "true"], capture_output=True)
     return "" if tried.returncode == 0 else "namespaces are not allowed here"
 
 
@@ -102,7 +106,9 @@ def machines(names: list[str], carried: list[Path]) -> Iterator[list[Machine]]:
         carried: folders of this machine that are to be there, too.
     """
     with ExitStack() as stack:
-        room = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="machines", ignore_cleanup_errors=True)))
+        room = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="machines", ignore_cleanup_errors=True))
+        )
         addresses = {name: f"{_NETWORK}.{10 + index}" for index, name in enumerate(names)}
         _furnish(room, addresses)
         _ip(f"link add {_BRIDGE} type bridge")
@@ -128,16 +134,15 @@ def _furnish(room: Path, addresses: dict[str, str]) -> None:
     os.chown(room / "shared", _ID, _ID)
 
 
-def _started(
-    stack: ExitStack, room: Path, name: str, address: str, carried: list[str], link: str
-) -> Machine:
+def _started(stack: ExitStack, room: Path, name: str, address: str, carried: list[str], link: str) -> Machine:
     script = _START.format(
         name=name, room=room, user=USER, id=_ID, sshd=_which("sshd"), hidden=" ".join(_HIDDEN),
         carried=" ".join(path for path in carried if path.startswith(_HIDDEN)),
     )  # fmt: skip
-    words = ["unshare", "-n", "-m", "-p", "-u", "-i", "-f", "--kill-child", "--mount-proc", "bash", "-c", script]
     with (room / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*_ENTER, "bash", "-c", script], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
     stack.callback(process.wait)
     stack.callback(process.kill)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -145,7 +150,11 @@ def _started(
     _ip(f"link add {link} type veth peer name eth0 netns {pid}")
     stack.callback(_ip, f"link delete {link}")  # a namespace can outlive its processes by minutes
     _ip(f"link set {link} master {_BRIDGE} up")
-    for command in (f"addr add {address}/24 dev eth0", "link set eth0 up", f"route add default via {_NETWORK}.1"):
+    for command in (
+        f"addr add {address}/24 dev eth0",
+        "link set eth0 up",
+        f"route add default via {_NETWORK}.1",
+    ):
         subprocess.run(["nsenter", "-t", str(pid), "-n", "ip", *command.split()], check=True)
     _awaited(lambda: "listening" in (room / f"{name}.log").read_text() or None, room / f"{name}.log")
     return Machine(name, address, pid)

@@ -8,13 +8,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import ray
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
-
-jsonschema = pytest.importorskip("jsonschema", reason="needs the extra cluster")
 
 ROOT = Path(__file__).parents[2]
 LAUNCHED = (ROOT / "cluster.yaml", ROOT / "examples/cluster/onprem.yaml")
@@ -77,7 +76,9 @@ def test_one_version_of_ray_that_the_project_allows(path: Path) -> None:
 @pytest.mark.parametrize("path", [*LAUNCHED, *MANIFESTS], ids=lambda path: path.name)
 def test_no_secret_is_in_it(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert not re.search(r"(?i)(password|secret_key|token)['\"]?\s*[:=]\s*['\"]?[0-9a-f]{8}|AKIA|://\w+:\w+@", text)
+    assert not re.search(
+        r"(?i)(password|secret_key|token)['\"]?\s*[:=]\s*['\"]?[0-9a-f]{8}|AKIA|://\w+:\w+@", text
+    )
 
 
 # KubeRay's published schema is a megabyte of Kubernetes's own. These are the fields that its Go types
