@@ -25,6 +25,7 @@ from search.errors import BadInput, TransferSearchError
 
 if TYPE_CHECKING:
     from search.home import Home
+    from search.launch import Plan
 
 app = typer.Typer(
     help="Search the hyperparameters of image transfer learning: Ray Tune runs the trials, "
@@ -88,13 +89,16 @@ def launch(
 
 
 def _dry_run(checked: Any, place: Home) -> None:
+    for line in _planned(checked, place).lines():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _planned(checked: Any, place: Home) -> Plan:
     from search.board import progress_bar
     from search.launch import plan
 
-    with progress_bar(console) as progress:
-        planned = plan(checked, place, progress)
-    for line in planned.lines():
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with progress_bar(errors) as progress:
+        return plan(checked, place, progress)
 
 
 @app.command()
@@ -111,11 +115,14 @@ def footprint(
 ) -> None:
     """Measure what trials take of memory, and propose a fraction of a GPU for each."""
     from search.board import short
+    from search.home import Home
     from search.packing import needs
     from search.spec import read_spec
 
+    checked = read_spec(spec, override or ())
+    _planned(checked, Home.of(checked.name))  # so that data or a backbone that is not there is told as ever
     rows = []
-    for need in needs(read_spec(spec, override or ()), None if gpu_gb is None else int(gpu_gb * 1e9)):
+    for need in needs(checked, None if gpu_gb is None else int(gpu_gb * 1e9)):
         rows.append({**need.trial, "bytes": need.bytes, "measured_on": need.device, "gpu": need.share})
         if not as_json:
             kind = " ".join(
