@@ -95,7 +95,7 @@ def _dry_run(checked: Any, place: Home) -> None:
 
 def _planned(checked: Any, place: Home) -> Plan:
     from search.board import progress_bar
-    from search.launch import plan
+    from search.planning import plan
 
     with progress_bar(errors) as progress:
         return plan(checked, place, progress)
@@ -410,7 +410,7 @@ def ui(
     home: HomeOption = None,
 ) -> None:
     """Start MLflow's pages on the store of the searches."""
-    from search.tracking import ui_command
+    from search.runs import ui_command
 
     command = ui_command(_newest(name, home), port)
     console.print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from search.home import Home
 from search.results import opened
+from search.runs import child_runs
 from search.spec import SearchSpec
 from search.study import ENDINGS, Ending, SearchStudy, TrialRecord
-from search.tracking import Tracker, child_runs
+from search.tracking import Tracker
 from trainables.record import MODEL_FOLDER
 
 __all__ = ["examine"]

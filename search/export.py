@@ -26,10 +26,10 @@ from torch import Tensor
 from search.board import progress_bar
 from search.errors import BadInput, ExportMismatch
 from search.home import Home
-from search.launch import cache_root
+from search.planning import cache_root
 from search.results import chosen
+from search.runs import register
 from search.spec import read_spec
-from search.tracking import register
 from trainables.augment import center_crop
 from trainables.data import ImageData, load
 from trainables.metrics import scores

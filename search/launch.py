@@ -1,4 +1,7 @@
-"""From a spec to a finished search: check, plan, run, resume, stop."""
+"""From a spec to a finished search: check, plan, run, resume, stop.
+
+What imports torch is imported where it is needed: Ray and its workers start meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,24 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from enum import Enum
-from itertools import product
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from search.board import Board, progress_bar
-from search.domains import Choice, Domain, Fixed, Range
-from search.errors import BadInput, Problem, SpecError
+from search.errors import BadInput
 from search.home import Home
 from search.spec import SearchSpec, read_spec
 from search.study import Ending, SearchStudy
 from search.tracking import Tracker
-from search.tuning import Conductor, capacity, local_ray, run_trials
-from trainables import backbones
-from trainables.cache import default_root
-from trainables.data import DataError, ImageData, load
-from trainables.hparams import HParams
-from trainables.image_transfer import ImageTransfer
-from trainables.loop import Monitor, Settings
-from trainables.model import build_model, unfreeze
+from search.tuning import Conductor, Trainable, capacity, local_ray, run_trials, warm_workers
 
-__all__ = ["Outcome", "Plan", "abandon", "launch", "plan", "resume", "run_study"]
+__all__ = ["Outcome", "abandon", "launch", "resume", "run_study"]
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
 
 
 class Outcome(Enum):
@@ -46,118 +36,6 @@ class Outcome(Enum):
     FINISHED = "FINISHED"
     STOPPED = "STOPPED"
     TIME_OVER = "TIME_OVER"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a spec would run, all checked.
-
-    Attributes:
-        spec: as checked.
-        home: where it would be written.
-        data: what was found.
-        trainable: trained and all parameters, by (backbone, weights, strategy).
-    """
-
-    spec: SearchSpec
-    home: Home
-    data: ImageData
-    trainable: Mapping[tuple[str, str, str], tuple[int, int]]
-
-    def lines(self) -> Iterator[str]:
-        """The plan for a person."""
-        spec = self.spec
-        yield f"search {spec.name}"
-        yield from (f"  {line}" for line in self.data.report.lines())
-        yield "space"
-        for name, domain in spec.space.items():
-            yield f"  {name}: {_described(domain)}"
-        yield "parameters trained"
-        for (name, weights, strategy), (trained, every) in self.trainable.items():
-            label = name if weights == "pretrained" else f"{name} ({weights})"
-            yield f"  {label}, {strategy}: {trained:,} of {every:,}"
-        time_limit = f", at most {spec.search.time:g} s" if spec.search.time else ""
-        yield (
-            f"{spec.search.trials} trials of up to {spec.search.max_epochs} epochs{time_limit}; "
-            f"sampler {spec.search.sampler}, pruner {spec.search.pruner}, "
-            f"a trial takes cpu {spec.resources.cpu:g}, gpu {spec.resources.gpu:g}"
-        )
-        yield f"home: {self.home.root}"
-        yield f"MLflow: {spec.tracking.uri}, experiment {spec.tracking.experiment}"
-        yield f"cache: {cache_root(spec)}" + ("" if spec.cache.enabled else " (images only)")
-
-
-def cache_root(spec: SearchSpec) -> Path:
-    """Root of the node's cache."""
-    return Path(spec.cache.dir) if spec.cache.dir else default_root()
-
-
-def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan:
-    """Checks what only the machine can tell: backbones, weights, data.
-
-    Raises:
-        SpecError: with everything that would fail in trials.
-    """
-    problems: list[Problem] = []
-    data = None
-    try:
-        data = load(spec.data.config, cache_dir=cache_root(spec), progress=progress)
-    except DataError as error:
-        problems.append(Problem(place="data", given=None, message=str(error)))
-    classes = len(data.classes) if data else 2
-    trainable: dict[tuple[str, str, str], tuple[int, int]] = {}
-    for name, weights, size in product(*map(values_of, map(spec.domain, _BUILDS))):
-        try:
-            backbones.check(name, weights)
-            backbone = backbones.build(name, weights=weights, image_size=size)
-        except backbones.BackboneError as error:
-            problem = Problem(place="space.backbone", given=repr(name), message=str(error))
-            if problem not in problems:
-                problems.append(problem)
-            continue
-        for strategy in values_of(spec.domain("strategy")):
-            key = (name, weights, strategy)
-            trainable.setdefault(key, _parameters(backbone, strategy, spec, classes))
-    if problems or data is None:
-        raise SpecError(f"search {spec.name}", problems)
-    return Plan(spec, home, data, trainable)
-
-
-_BUILDS = ("backbone", "weights", "image_size")
-
-
-def values_of(domain: Domain) -> tuple[Any, ...]:
-    """The values that a knob can take, of a range its ends."""
-    match domain:
-        case Fixed(value=value):
-            return (value,)
-        case Choice(values=values):
-            return values
-        case Range(low=low, high=high):
-            return (int(low), int(high))
-
-
-def _parameters(
-    backbone: backbones.Backbone, strategy: str, spec: SearchSpec, classes: int
-) -> tuple[int, int]:
-    freeze = values_of(spec.domain("freeze"))[0]
-    hparams = HParams(backbone=backbone.name, strategy=strategy, freeze=freeze)
-    model = build_model(backbone, hparams, classes)
-    unfreeze(model, backbone.groups, hparams, "head" if strategy == "probe" else "trunk")
-    every = [parameter.numel() for parameter in model.parameters()]
-    return sum(p.numel() for p in model.parameters() if p.requires_grad), sum(every)
-
-
-def _described(domain: Domain) -> str:
-    match domain:
-        case Fixed(value=value):
-            return f"{value} (fixed)"
-        case Choice(values=values):
-            return "one of " + ", ".join(map(str, values))
-        case Range() as r:
-            text = f"{r.low:g} to {r.high:g}" + (", log" if r.log else "")
-            text += f", in steps of {r.step:g}" if r.step else ""
-            return text + "".join(f", or {other}" for other in r.alternatives)
 
 
 def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
@@ -177,8 +55,12 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
             f"`transfer-search resume {spec.name}`, or give this one another name with --name"
         )
     home.make()
-    with home.lock(), progress_bar(console) as progress:
-        planned = plan(spec, home, progress)
+    with home.lock(), local_ray():
+        warm_workers(spec)
+        with progress_bar(console) as progress:
+            from search.planning import plan
+
+            planned = plan(spec, home, progress)
         temporary = home.spec.with_suffix(".tmp")
         temporary.write_text(spec.to_yaml(), encoding="utf-8")
         os.replace(temporary, home.spec)
@@ -205,13 +87,16 @@ def resume(
         retry_failed: whether failed trials are run again, as new trials beyond the budget.
     """
     spec = read_spec(home.spec)
-    with home.lock():
+    with home.lock(), local_ray():
+        warm_workers(spec)
         study = SearchStudy.create(spec, home)
         if trials is not None:
             study.budget = trials
         if retry_failed:
             study.retry_failed()
         with progress_bar(console) as progress:
+            from search.planning import plan
+
             plan(spec, home, progress)
         return run_study(spec, home, console, study, seconds=seconds)
 
@@ -240,15 +125,25 @@ def run_study(
     study: SearchStudy,
     *,
     seconds: float | None = None,
-    trainable: type[ImageTransfer] = ImageTransfer,
+    trainable: Trainable | None = None,
 ) -> Outcome:
-    """Runs the study's trials until its budget is met, its time is over, or somebody stops it."""
+    """Runs the study's trials until its budget is met, its time is over, or somebody stops it.
+
+    Args:
+        spec, home, study: the search.
+        console: where to show it.
+        seconds: how long from now; None: what is left of the spec's time.
+        trainable: None: `ImageTransfer`.
+    """
+    from search.planning import trial_config
+
     with ExitStack() as stack:
         stack.enter_context(_driver_log(home))
+        tracker = Tracker(spec, home, study)
+        stack.callback(tracker.abort)
         stack.enter_context(local_ray())
         stopped = stack.enter_context(_stop_signals(console))  # after Ray, which sets its own
         limit = min(capacity(spec), spec.resources.concurrency or 2**31)
-        tracker = Tracker(spec, home, study)
         tracker.replay()
         began = time.time()
         if seconds is None and spec.search.time is not None:
@@ -288,25 +183,6 @@ def _finish(study: SearchStudy, tracker: Tracker, outcome: Outcome, console: Con
             f"`transfer-search doctor {study.spec.name} --repair`",
             style="yellow",
         )
-
-
-def trial_config(spec: SearchSpec) -> dict[str, Any]:
-    """What is the same in the `TrialConfig` of every trial."""
-    metric, direction = next(iter(spec.search.objective.items()))
-    settings = Settings(
-        monitor=Monitor(metric=metric, maximize=direction == "maximize"),
-        views=spec.cache.views if spec.cache.enabled else None,
-        orientation_matters=spec.data.orientation_matters,
-        device="cuda" if spec.resources.gpu else "cpu",
-        threads=max(1, int(spec.resources.cpu)),
-    )
-    return {
-        "sampled": [name for name, domain in spec.space.items() if domain.sampled],
-        "data": spec.data.config.to_dict(),
-        "settings": {**vars(settings), "monitor": vars(settings.monitor)},
-        "cache_dir": str(cache_root(spec)),
-        "cache_bytes": int(spec.cache.max_gb * 2**30) if spec.cache.enabled else 0,
-    }
 
 
 @contextmanager

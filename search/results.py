@@ -6,9 +6,9 @@ from typing import Any
 
 from search.errors import BadInput
 from search.home import Home
+from search.runs import Links
 from search.spec import SearchSpec, read_spec
 from search.study import Ending, SearchStudy, TrialRecord
-from search.tracking import Links
 
 __all__ = ["best_rows", "chosen", "summary", "trial_rows"]
 

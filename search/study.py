@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import uuid
 import warnings
 from collections.abc import Mapping
@@ -14,7 +13,6 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -22,6 +20,7 @@ from search import space
 from search.errors import TransferSearchError
 from search.home import Home
 from search.spec import SearchSpec
+from search.storage import DriverStorage, database
 from trainables.hparams import HParams
 from trainables.seeds import derived_seed
 
@@ -137,7 +136,7 @@ class SearchStudy:
         """A new study with the default trial enqueued, or the one that is already there."""
         study = optuna.create_study(
             study_name=spec.name,
-            storage=_storage(spec, home),
+            storage=DriverStorage(database(spec, home)),
             directions=list(spec.search.objective.values()),
             load_if_exists=True,
         )
@@ -156,7 +155,7 @@ class SearchStudy:
             TransferSearchError: if its storage holds no such study.
         """
         try:
-            study = optuna.load_study(study_name=spec.name, storage=_storage(spec, home))
+            study = optuna.load_study(study_name=spec.name, storage=DriverStorage(database(spec, home)))
         except KeyError as error:
             raise TransferSearchError(
                 f"Optuna's storage of the search {spec.name!r} holds no study of that name; "
@@ -369,22 +368,6 @@ def _first_params(spec: SearchSpec) -> list[dict[str, Any]]:
     if spec.search.sampler == "grid":
         return space.grid_params(spec)
     return [space.default_params(spec)]
-
-
-def _storage(spec: SearchSpec, home: Home) -> RDBStorage:
-    if spec.storage_url is not None:
-        return RDBStorage(spec.storage_url, engine_kwargs={"pool_pre_ping": True})
-    path = home.root / "study.db"
-
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
-        # Write-ahead logging without a flush each commit: a killed driver loses nothing, a lost
-        # power supply at most the last commits, and a trial's dozens of writes cost milliseconds.
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        return connection
-
-    return RDBStorage(home.study_url, engine_kwargs={"creator": connect})
 
 
 def _sampler(spec: SearchSpec, begun: int) -> BaseSampler:

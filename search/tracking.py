@@ -1,125 +1,173 @@
-"""MLflow, which people see: runs, metrics and models, written behind the search's back and never lost.
+"""What MLflow is told, behind the search's back and never lost.
 
-Every event is first appended to the trial's file in the home's outbox, then sent by a thread of its own,
-and the file is removed when MLflow has acknowledged the trial's end. A search whose driver was killed,
-or whose server was away, is made whole by sending what is left. Sending twice does no harm: a metric's
-timestamp follows from trial and epoch, parameters are set once, and runs and models are looked up by
-the search's id before they are made again.
+Every event is first appended to the trial's file in the home's outbox, then handed to a sender, a process
+of its own (`search.sender`), since MLflow's client would otherwise take turns with the search. A trial's
+file is removed when MLflow has acknowledged its end. A search whose driver or sender was killed, or whose
+server was away, is made whole by sending what is left: sending twice does no harm.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import queue
-import shutil
+import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import search
 from search.errors import TrackingError
 from search.home import Home
 from search.spec import SearchSpec
-from search.study import ENDINGS, Assignment, Ending, SearchStudy
-from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE
+from search.study import Assignment, Ending, SearchStudy
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
-
-__all__ = ["Links", "Tracker", "ui_command"]
+__all__ = ["Tracker"]
 
 log = logging.getLogger(__name__)
 
-SEARCH_TAG = "transfer_search.search_id"
-TRIAL_TAG = "transfer_search.trial"
-STATE_TAG = "state"
-_RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
-_BATCH = 1000
+_OPEN_SECONDS = 120.0
+_START_SECONDS = 30.0
 
 
 class Tracker:
-    """Writes one search to MLflow; an `Observer` of its trials.
+    """Tells MLflow of one search; an `Observer` of its trials.
+
+    The sender starts at once and opens the parent run while the caller does other work; `replay` waits
+    for it.
 
     Args:
         spec: the search's spec, already launched.
         home: its outbox holds what MLflow has not acknowledged.
-        study: knows the runs' ids.
+        study: is told the parent run's id.
     """
 
     def __init__(self, spec: SearchSpec, home: Home, study: SearchStudy) -> None:
-        self._spec = spec
         self._home = home
         self._study = study
-        self._client = _client(spec.tracking_uri)
-        self._runs: dict[int, str] = {}
-        self._began: dict[int, int] = {}
-        self._epochs: dict[int, set[int]] = {}
-        self._params: dict[int, dict[str, Any]] = {}
-        self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._sent = threading.Event()
-        self._experiment, self.parent = self._open_parent()
-        self._thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
-        self._thread.start()
+        self._search = {"spec": spec.to_yaml(), "home": str(home.root), "search_id": study.search_id}
+        self._answers: dict[str, Any] = {}
+        self._changed = threading.Condition()
+        self._asked = 0
+        self._start_sender()
+
+    # The sender
+
+    def _start_sender(self) -> None:
+        with self._home.log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "search.sender"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the driver, who ends the sender in order
+            )
+        threading.Thread(target=self._listen, args=(self._process,), name="mlflow", daemon=True).start()
+        self._send({"event": "open", **self._search})
+
+    def _listen(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            with self._changed:
+                self._answers.update(json.loads(line))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _send(self, event: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(event) + "\n")
+        self._process.stdin.flush()
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        """Hands an event to the sender; to a new one, with all that is left, where that has died."""
+        try:
+            self._send(event)
+        except OSError:
+            log.warning("the process that sends to MLflow has ended; starting another")
+            self._start_sender()
+            self._send_outbox()
+            if "trial" not in event:
+                self._send(event)
+
+    def _answer(self, name: str, timeout: float) -> Any:
+        """What the sender says of `name`; None where it says nothing in time, or has died."""
+        process = self._process
+        with self._changed:
+            self._changed.wait_for(
+                lambda: name in self._answers or process.poll() is not None, timeout=timeout
+            )
+            return self._answers.get(name)
+
+    def _send_outbox(self) -> bool:
+        files = sorted(self._home.outbox.glob("*.jsonl"))
+        for file in files:
+            for event in _events(file):
+                self._send({**event, "replayed": True})
+        return bool(files)
 
     # The search
-
-    def _open_parent(self) -> tuple[str, str]:
-        name = self._spec.tracking.experiment
-        try:
-            known = self._client.get_experiment_by_name(name)
-            experiment = known.experiment_id if known else self._client.create_experiment(name)
-            run = self._find_run(experiment, trial=None)
-            if run is None:
-                run = self._client.create_run(
-                    experiment,
-                    run_name=self._spec.name,
-                    tags={SEARCH_TAG: self._study.search_id, STATE_TAG: "RUNNING"},
-                ).info.run_id
-                for key, value in _search_params(self._spec).items():
-                    self._client.log_param(run, key, value)
-                self._client.log_text(run, self._spec.to_yaml(), "spec.yaml")
-            else:
-                self._client.update_run(run, status="RUNNING")
-        except Exception as error:
-            raise TrackingError(
-                f"MLflow at {self._spec.tracking.uri} cannot be written: {error}; check that it runs, "
-                "or give another with --set tracking.uri=…"
-            ) from error
-        if self._study.parent_run != run:
-            self._study.parent_run = run
-        return str(experiment), str(run)
-
-    def _find_run(self, experiment: str, trial: int | None) -> str | None:
-        """The run of a trial (None: the parent) that an earlier driver made, by its tags."""
-        condition = f"tags.`{SEARCH_TAG}` = '{self._study.search_id}'"
-        if trial is not None:
-            condition += f" and tags.`{TRIAL_TAG}` = '{trial}'"
-        else:
-            condition += f" and attributes.run_name = '{self._spec.name}'"
-        for run in self._client.search_runs([experiment], condition, max_results=1000):
-            if (TRIAL_TAG in run.data.tags) == (trial is not None):
-                return str(run.info.run_id)
-        return None
 
     @property
     def outbox(self) -> Path:
         """Where what MLflow has not taken is kept."""
         return self._home.outbox
 
+    def replay(self, timeout: float = 60.0) -> None:
+        """Waits for the parent run, and up to `timeout` seconds for what an earlier driver left to be sent.
+
+        Raises:
+            TrackingError: if MLflow cannot be written.
+        """
+        opened = self._answer("opened", _OPEN_SECONDS) or {"error": f"no answer; see {self._home.log}"}
+        if "error" in opened:
+            raise TrackingError(opened["error"])
+        if self._study.parent_run != opened["parent"]:
+            self._study.parent_run = opened["parent"]
+        if self._send_outbox():
+            self.flush(timeout)
+
+    def flush(self, timeout: float) -> bool:
+        """Waits until all that was told is sent; False where MLflow does not take it in time."""
+        self._asked += 1
+        name = f"flushed {self._asked}"
+        self._tell({"event": "flush", "answer": name})
+        return bool(self._answer(name, timeout))
+
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        """Puts what is known of the whole search on the parent run, as tags."""
+        self._tell({"event": "summary", "values": dict(values)})
+
+    def close(self, state: str, timeout: float = 60.0) -> bool:
+        """Sends the rest, ends the parent run and the sender; False if something is left."""
+        sent = self.flush(timeout)
+        if sent:
+            self._tell({"event": "close", "state": state})
+            sent = self.flush(timeout)
+        self.abort()
+        return sent
+
+    def abort(self) -> None:
+        """Ends the sender after what it is sending now; what is left stays in the outbox."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+        except OSError:
+            pass  # it has died, with a line unsent
+        try:
+            self._process.wait(_START_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
     # What the conductor tells
 
     def run_of(self, number: int) -> str | None:
         """The MLflow run of a trial that has started."""
-        return self._runs.get(number)
+        run = self._answers.get(f"run {number}")
+        return None if run is None else str(run)
 
     def trial_started(self, assignment: Assignment, again: bool = False) -> None:
         """Opens the trial's run, so that its id is known before the trial starts.
@@ -128,26 +176,23 @@ class Tracker:
         run that may be there already: of a trial that was begun before, or that is told `again`.
         """
         number = assignment.number
-        event = {
-            "event": "start",
-            "trial": number,
-            "at": int(time.time() * 1000),
-            "begun": assignment.begun,
-            "replayed": again,
-            "params": assignment.hparams.active,
-        }
-        self._keep(event)
-        try:
-            self._start(event)
-        except Exception as error:
-            log.warning("MLflow did not open a run for trial %s: %s; it will be retried", number, error)
-            self._queue.put({**event, "replayed": True})
+        self._put(
+            {
+                "event": "start",
+                "trial": number,
+                "at": int(time.time() * 1000),
+                "begun": assignment.begun,
+                "replayed": again,
+                "params": assignment.hparams.active,
+            }
+        )
+        self._answer(f"run {number}", _START_SECONDS)
 
     def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         self._put({"event": "epoch", "trial": number, "epoch": epoch, "metrics": dict(metrics)})
 
     def attempt_failed(self, number: int, reason: str) -> None:
-        self._put({"event": "failure_seen", "trial": number, "reason": reason})
+        self._put({"event": "failed", "trial": number, "reason": reason})
 
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         self._put(
@@ -161,199 +206,15 @@ class Tracker:
             }
         )
 
-    def _put(self, event: dict[str, Any]) -> None:
-        self._keep(event)
-        self._queue.put(event)
-
-    def _keep(self, event: dict[str, Any]) -> None:
-        with self._outbox(event["trial"]).open("a", encoding="utf-8") as file:
+    def _put(self, event: Mapping[str, Any]) -> None:
+        with outbox_file(self._home, event["trial"]).open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
-
-    def _outbox(self, number: int) -> Path:
-        return self._home.outbox / f"{number:05d}.jsonl"
-
-    # What an earlier driver left
-
-    def replay(self, timeout: float = 60.0) -> None:
-        """Sends what the outbox holds before any trial runs, and waits for it up to `timeout` seconds."""
-        files = sorted(self._home.outbox.glob("*.jsonl"))
-        for file in files:
-            for event in _events(file):
-                self._queue.put({**event, "replayed": True})
-        if files:
-            self.flush(timeout)
-
-    # What the thread does
-
-    def flush(self, timeout: float) -> bool:
-        """Waits until all that was queued is sent; False where MLflow does not take it in time."""
-        self._sent.clear()
-        self._queue.put({"event": "flush"})
-        return self._sent.wait(timeout)
-
-    def close(self, state: str, timeout: float = 60.0) -> bool:
-        """Sends the rest, ends the parent run, and stops the thread; False if something is left."""
-        sent = self.flush(timeout)
-        self._queue.put(None)
-        if sent:
-            self._thread.join(timeout)
-            status = "FINISHED" if state == "FINISHED" else "KILLED"
-            self._client.set_tag(self.parent, STATE_TAG, state)
-            self._client.set_terminated(self.parent, status)
-        return sent
-
-    def summarize(self, values: Mapping[str, Any]) -> None:
-        """Puts what is known of the whole search on the parent run, as tags."""
-        for key, value in values.items():
-            self._client.set_tag(self.parent, key, value)
-
-    def _send_all(self) -> None:
-        stop = False
-        while not stop:
-            batch = [self._queue.get()]
-            while len(batch) < _BATCH:
-                try:
-                    batch.append(self._queue.get_nowait())
-                except queue.Empty:
-                    break
-            stop = None in batch
-            for event in _merged(event for event in batch if event is not None):
-                self._send(event)
-
-    def _send(self, event: Mapping[str, Any]) -> None:
-        """Sends one event, again and again where MLflow is away: the outbox keeps it meanwhile."""
-        if event["event"] == "flush":
-            self._sent.set()
-            return
-        handler = getattr(self, f"_{event['event']}")
-        attempt = 0
-        while True:
-            try:
-                handler(event if attempt == 0 else {**event, "replayed": True})
-                return
-            except Exception as error:
-                pause = _RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]
-                log.warning("MLflow did not take %s: %s; again in %gs", event["event"], error, pause)
-                attempt += 1
-                time.sleep(pause)
-
-    def _start(self, event: Mapping[str, Any]) -> None:
-        number, again = event["trial"], event["begun"] or event.get("replayed")
-        run = self._find_run(self._experiment, number) if again else None
-        if run is None:
-            self._began[number] = event["at"]
-            run = self._client.create_run(
-                self._experiment,
-                start_time=event["at"],
-                run_name=f"{self._spec.name}-{number}",
-                tags={
-                    "mlflow.parentRunId": self.parent,
-                    SEARCH_TAG: self._study.search_id,
-                    TRIAL_TAG: str(number),
-                    STATE_TAG: "RUNNING",
-                },
-            ).info.run_id
-        else:
-            found = self._client.get_run(run)
-            self._began[number] = found.info.start_time
-            self._epochs[number] = {point.step for point in self._client.get_metric_history(run, "val_loss")}
-            self._client.update_run(run, status="RUNNING")
-            self._client.set_tag(run, STATE_TAG, "RUNNING")
-            self._client.set_tag(run, "resumed", event["begun"])
-        self._params[number] = event["params"]
-        self._runs[number] = run
-
-    def _epochs_ended(self, event: Mapping[str, Any]) -> None:
-        self._log(event["trial"], event["epochs"], {})
-
-    def _log(
-        self, number: int, epochs: Iterable[tuple[int, Mapping[str, float]]], tags: Mapping[str, str]
-    ) -> None:
-        """Sends a trial's epochs and tags, and its parameters with whatever is sent first."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        points = [
-            Metric(name, value, self._began[number] + epoch, epoch)
-            for epoch, metrics in epochs
-            for name, value in metrics.items()
-            if name.startswith("best_") or epoch not in self._epochs.get(number, ())
-        ]
-        params = [Param(key, _text(value)) for key, value in self._params.get(number, {}).items()]
-        self._client.log_batch(
-            self._runs[number],
-            metrics=points[:_BATCH],
-            params=params,
-            tags=[RunTag(*tag) for tag in tags.items()],
-        )
-        for first in range(_BATCH, len(points), _BATCH):
-            self._client.log_batch(self._runs[number], metrics=points[first : first + _BATCH])
-        self._params.pop(number, None)
-
-    def _failure_seen(self, event: Mapping[str, Any]) -> None:
-        self._client.log_text(self._runs[event["trial"]], event["reason"], "traceback.txt")
-
-    def _end(self, event: Mapping[str, Any]) -> None:
-        number, ending, best = event["trial"], Ending(event["ending"]), event["best"]
-        run, epochs = self._runs[number], list(event.get("epochs", ()))
-        tags = {STATE_TAG: ending.value, "reason": event["reason"][-500:]}
-        if best:
-            tags["best_epoch"] = str(int(best["epoch"]))
-            told = {f"best_{name}": best[name] for name in self._spec.search.objective}
-            epochs.append((int(best["epoch"]), told))
-        if ending is not Ending.INTERRUPTED:
-            again = bool(event.get("replayed")) or number in self._epochs
-            self._log_files(number, run, again=again)
-        self._log(number, epochs, tags)
-        self._client.set_terminated(run, ENDINGS[ending].mlflow, end_time=event["at"])
-        self._outbox(number).unlink(missing_ok=True)
-
-    def _log_files(self, number: int, run: str, *, again: bool) -> None:
-        """Logs what the trial left in its folder: its model, and what it applied."""
-        folder = self._home.trial(number)
-        for name in (APPLIED_FILE, PREVIEW_FILE):
-            if (folder / name).is_file():
-                self._client.log_artifact(run, str(folder / name))
-        if (folder / MODEL_FOLDER).is_dir():
-            if not (again and self._has_model(run)):
-                self._log_model(number, run, folder / MODEL_FOLDER)
-
-    def _has_model(self, run: str) -> bool:
-        known = _all_models(self._client, self._experiment, f"source_run_id = '{run}'")
-        return any(model.status == "READY" for model in known)
-
-    def _log_model(self, number: int, run: str, delta: Path) -> None:
-        model = self._client.create_logged_model(
-            self._experiment,
-            name=f"{self._spec.name}-{number}",
-            source_run_id=run,
-            tags={SEARCH_TAG: self._study.search_id, TRIAL_TAG: str(number)},
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.copytree(delta, Path(folder) / "data")
-            _describe_model(Path(folder), run, model.model_id)
-            self._client.log_model_artifacts(model.model_id, folder)
-        self._client.finalize_logged_model(model.model_id, "READY")
+        self._tell(event)
 
 
-def _merged(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events in order, with epochs of a trial together, and with its end where that follows."""
-    merged: list[dict[str, Any]] = []
-    open_epochs: dict[int, dict[str, Any]] = {}
-    for event in events:
-        if event["event"] != "epoch":
-            waiting = open_epochs.pop(event.get("trial", -1), None)
-            if waiting and event["event"] == "end":
-                merged.remove(waiting)
-                event = {**event, "epochs": waiting["epochs"]}
-            merged.append(event)
-            continue
-        together = open_epochs.get(event["trial"])
-        if together is None:
-            together = {"event": "epochs_ended", "trial": event["trial"], "epochs": []}
-            open_epochs[event["trial"]] = together
-            merged.append(together)
-        together["epochs"].append((event["epoch"], event["metrics"]))
-    return merged
+def outbox_file(home: Home, number: int) -> Path:
+    """Where a trial's events are kept until MLflow has acknowledged its end."""
+    return home.outbox / f"{number:05d}.jsonl"
 
 
 def _events(file: Path) -> list[dict[str, Any]]:
@@ -365,179 +226,3 @@ def _events(file: Path) -> list[dict[str, Any]]:
         except ValueError:
             log.warning("the outbox file %s has a torn line; it is left out", file)
     return events
-
-
-def _client(uri: str) -> MlflowClient:
-    # Without these, a server that is away holds each call for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def _search_params(spec: SearchSpec) -> dict[str, Any]:
-    """The spec's settings as flat parameters of the parent run; the space is in its artifact."""
-    sections = spec.model_dump(mode="json", include={"data", "search", "resources", "cache"})
-    return {
-        f"{section}.{key}": _text(value)
-        for section, values in sections.items()
-        for key, value in values.items()
-        if value is not None
-    }
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _describe_model(folder: Path, run: str, model_id: str) -> None:
-    """Writes the `MLmodel` file that lets `mlflow.pyfunc.load_model` open a delta."""
-    from mlflow import pyfunc
-    from mlflow.models import Model
-
-    model = Model(run_id=run, model_id=model_id)
-    pyfunc.add_to_model(model, loader_module="trainables.serving", data="data", python_env="python_env.yaml")
-    (folder / "python_env.yaml").write_text(
-        json.dumps({"dependencies": ["-r requirements.txt"]}), encoding="utf-8"
-    )
-    (folder / "requirements.txt").write_text(f"transfer-search=={search.__version__}\n", encoding="utf-8")
-    model.save(str(folder / "MLmodel"))
-
-
-class Links:
-    """Where a search's runs and models are, looked up when first asked for."""
-
-    def __init__(self, spec: SearchSpec, study: SearchStudy) -> None:
-        self._spec = spec
-        self._search_id = study.search_id
-
-    def url(self, run: str | None) -> str | None:
-        """Where a person sees a run: at the server, or at `transfer-search ui`."""
-        if run is None or self._experiment is None:
-            return None
-        uri = self._spec.tracking_uri
-        host = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{host}/#/experiments/{self._experiment}/runs/{run}"
-
-    def model(self, run: str | None) -> str | None:
-        """The URI under which MLflow loads the model of a run; None if it has none."""
-        model = self._models.get(run or "")
-        return None if model is None else f"models:/{model}"
-
-    @cached_property
-    def _client(self) -> MlflowClient:
-        return _client(self._spec.tracking_uri)
-
-    @cached_property
-    def _experiment(self) -> str | None:
-        found = self._client.get_experiment_by_name(self._spec.tracking.experiment)
-        return found.experiment_id if found else None
-
-    @cached_property
-    def _models(self) -> dict[str, str]:
-        if self._experiment is None:
-            return {}
-        condition = f"tags.`{SEARCH_TAG}` = '{self._search_id}'"
-        found = _all_models(self._client, self._experiment, condition)
-        return {model.source_run_id or "": model.model_id for model in found if model.status == "READY"}
-
-
-def _all_models(client: MlflowClient, experiment: str, condition: str) -> Iterator[LoggedModel]:
-    token = None
-    while True:
-        page = client.search_logged_models(
-            [experiment], filter_string=condition, max_results=500, page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def ui_command(uri: str, port: int) -> list[str]:
-    """The command that serves MLflow's pages on a store, on this machine alone."""
-    return [
-        sys.executable, "-m", "mlflow", "server",
-        "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
-
-
-def register(spec: SearchSpec, model_uri: str, name: str, alias: str | None) -> str:
-    """Registers a logged model under a name, with an alias if given; returns the version.
-
-    Raises:
-        TrackingError: if MLflow refuses, with its reason.
-    """
-    from mlflow.exceptions import MlflowException
-
-    client = _client(spec.tracking_uri)
-    try:
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        model = client.get_logged_model(model_uri.removeprefix("models:/"))
-        version = client.create_model_version(
-            name, source=model_uri, run_id=model.source_run_id, model_id=model.model_id
-        ).version
-        if alias is not None:
-            client.set_registered_model_alias(name, alias, version)
-    except MlflowException as error:
-        raise TrackingError(f"MLflow did not register {name!r}: {error}") from error
-    return str(version)
-
-
-@dataclass(frozen=True)
-class ChildRun:
-    """What MLflow knows of a trial: status, state tag, whether it has a model, a metric told twice."""
-
-    run_id: str
-    status: str
-    state: str
-    model: bool
-    repeated: str
-
-
-def child_runs(spec: SearchSpec, study: SearchStudy) -> dict[int, list[ChildRun]]:
-    """The child runs of a search, by trial number."""
-    client, links = _client(spec.tracking_uri), Links(spec, study)
-    found: dict[int, list[ChildRun]] = {}
-    for run in _all_runs(client, spec, study):
-        number = run.data.tags.get(TRIAL_TAG)
-        if number is None:
-            continue
-        repeated = ""
-        for metric in ("val_loss",):
-            steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
-            repeated = metric if len(set(steps)) < len(steps) else repeated
-        found.setdefault(int(number), []).append(
-            ChildRun(
-                run_id=run.info.run_id,
-                status=run.info.status,
-                state=run.data.tags.get(STATE_TAG, ""),
-                model=links.model(run.info.run_id) is not None,
-                repeated=repeated,
-            )
-        )
-    return found
-
-
-def _all_runs(client: MlflowClient, spec: SearchSpec, study: SearchStudy) -> Iterator[Run]:
-    experiment = client.get_experiment_by_name(spec.tracking.experiment)
-    token = None
-    while experiment is not None:
-        page = client.search_runs(
-            [experiment.experiment_id],
-            f"tags.`{SEARCH_TAG}` = '{study.search_id}'",
-            max_results=500,
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return

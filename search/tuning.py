@@ -13,8 +13,8 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, TypeAlias
 
 import ray
 from ray import tune
@@ -27,12 +27,13 @@ from search.errors import BadInput
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import Assignment, Ending, SearchStudy
-from trainables.image_transfer import BEST, ImageTransfer
-from trainables.record import METRICS, STATE_FILE
+from trainables.record import BEST, METRICS, STATE_FILE
 
-__all__ = ["Conductor", "Observer", "capacity", "local_ray", "run_trials"]
+__all__ = ["Conductor", "Observer", "Trainable", "capacity", "local_ray", "run_trials", "warm_workers"]
 
 log = logging.getLogger(__name__)
+
+Trainable: TypeAlias = type[tune.Trainable]
 
 _TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -293,7 +294,10 @@ def _traceback(trial: Trial) -> str:
 
 @contextmanager
 def local_ray(cpus: int | None = None, gpus: int | None = None) -> Iterator[None]:
-    """A Ray of this process's own, which ends with the block."""
+    """A Ray of this process's own, which ends with the outermost of such blocks."""
+    if ray.is_initialized():
+        yield
+        return
     os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_ENVIRONMENT.items()})
     ray.init(
         address="local",
@@ -332,8 +336,27 @@ def capacity(spec: SearchSpec) -> int:
     return int(min(fits))
 
 
-def run_trials(conductor: Conductor, *, trainable: type[tune.Trainable] = ImageTransfer) -> None:
-    """Runs trials until the budget is met or the conductor says stop. Ray must be running."""
+def warm_workers(spec: SearchSpec) -> None:
+    """Lets the processes that will run trials import what they need, while the caller does other things."""
+    resources = {"num_cpus": spec.resources.cpu, "num_gpus": spec.resources.gpu}
+    with suppress(BadInput):  # said later, with what else is wrong
+        for _ in range(min(capacity(spec), spec.resources.concurrency or 2**31)):
+            ray.remote(**resources)(_import_trainable).remote()
+
+
+def _import_trainable() -> None:
+    import trainables.image_transfer  # noqa: F401
+
+
+def run_trials(conductor: Conductor, *, trainable: Trainable | None = None) -> None:
+    """Runs trials until the budget is met or the conductor says stop. Ray must be running.
+
+    Args:
+        conductor: decides.
+        trainable: None: `ImageTransfer`, which imports torch.
+    """
+    if trainable is None:
+        from trainables.image_transfer import ImageTransfer as trainable
     spec = conductor.study.spec
     tune.run(
         trainable,

@@ -17,11 +17,9 @@ from trainables.data import DataConfig, ImageData, load
 from trainables.footprint import keep_within
 from trainables.hparams import HParams
 from trainables.loop import Monitor, Settings, Training
+from trainables.record import BEST
 
-__all__ = ["BEST", "ImageTransfer", "TrialConfig"]
-
-BEST = "best"
-"""Key of the best epoch's metrics in a result."""
+__all__ = ["ImageTransfer", "TrialConfig"]
 
 _STATE_SECONDS = 10.0
 

@@ -7,6 +7,8 @@ resumes at an epoch's boundary equals one that was never interrupted.
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import math
 import os
@@ -22,14 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainables import augment, optim
-from trainables.backbones import Backbone
+from trainables.backbones import Backbone, Preprocessing
 from trainables.cache import Cache
 from trainables.data import ImageData
 from trainables.features import FrozenFeatures
 from trainables.hparams import HParams
 from trainables.metrics import Scores, scores
 from trainables.model import build_model, make_card, save_delta, unfreeze
-from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
+from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, RECORD_FOLDER, STATE_FILE
 from trainables.seeds import derived_seed, generator, sample_seeds
 
 __all__ = ["Monitor", "Phase", "Settings", "Training", "fit", "phases"]
@@ -408,15 +410,11 @@ class Training:
 
     def save_record(self, folder: Path) -> None:
         """Writes what was built so far, and a picture of what the policy draws, into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD_FOLDER).mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.applied(), indent=2) + "\n"
         (folder / APPLIED_FILE).write_text(text, encoding="utf-8")
         if not self.policy.is_identity:
-            shown = self.data.splits["train"][:_PREVIEW_ROWS]
-            picture = augment.preview(
-                self.policy, self._frames[shown], self.hparams.seed, _PREVIEW_ROWS, _PREVIEW_DRAWS
-            )
-            picture.save(folder / PREVIEW_FILE)
+            (folder / PREVIEW_FILE).write_bytes(_preview(self.data, self.policy, self.backbone.preprocessing))
 
 
 def fit(
@@ -435,3 +433,13 @@ def _class_weights(data: ImageData) -> Tensor:
     labels = data.labels[data.splits["train"]]
     counts = torch.bincount(labels, minlength=len(data.classes)).clamp(min=1).float()
     return len(labels) / (len(data.classes) * counts)
+
+
+@functools.lru_cache(maxsize=32)
+def _preview(data: ImageData, policy: augment.Policy, preprocessing: Preprocessing) -> bytes:
+    """A PNG of what a policy draws of the first training images."""
+    shown = data.splits["train"][:_PREVIEW_ROWS]
+    frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)[shown]
+    png = io.BytesIO()
+    augment.preview(policy, frames, 0, _PREVIEW_ROWS, _PREVIEW_DRAWS).save(png, "png", compress_level=1)
+    return png.getvalue()

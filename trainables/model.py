@@ -58,8 +58,9 @@ class ModelError(ValueError):
 class TransferModel(nn.Module):
     """A trunk, a head on its features, and the normalisation in front of both.
 
-    The trunk starts frozen; `unfreeze` changes that. Frozen parts stay in evaluation mode whatever
-    `train` is told: running statistics do not move, and nothing in them drops out.
+    The trunk starts frozen, and is the one it was given: models that train only a head share it.
+    `unfreeze` gives the model a copy of its own. Frozen parts stay in evaluation mode whatever `train`
+    is told: running statistics do not move, and nothing in them drops out.
     """
 
     mean: Tensor
@@ -75,9 +76,9 @@ class TransferModel(nn.Module):
             self.register_buffer(name, values, persistent=False)
         # Convolutions are faster on pixels whose channels lie together: 1.5 to 2 times on CPUs.
         self.to(memory_format=torch.channels_last)
-        self._frozen = frozenset(trunk.state_dict())
-        self._batch_norm = "eval"
-        self._freeze(self._frozen, "eval")
+        self._names = frozenset(trunk.state_dict())
+        self._owns_trunk = False
+        self._freeze(self._names, "eval")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [B, C] of inputs [B, 3, s, s], uint8 or float in 0..255."""
@@ -96,9 +97,14 @@ class TransferModel(nn.Module):
 
     def train(self, mode: bool = True) -> TransferModel:
         """Sets training mode, but for what is frozen and for BatchNorm that is held in `eval`."""
-        super().train(mode)
-        if mode:
-            self._hold(self.trunk, "", self.trunk_is_frozen)
+        self.training = mode
+        self.head.train(mode)
+        if not self.trunk_is_frozen:
+            self.trunk.train(mode)
+            if mode:
+                self._hold(self.trunk, "")
+        elif self.trunk.training:
+            self.trunk.eval()
         return self
 
     @property
@@ -109,17 +115,19 @@ class TransferModel(nn.Module):
     @property
     def trunk_is_frozen(self) -> bool:
         """Whether nothing in the trunk trains, so that its features are a fixed function."""
-        return self._frozen.issuperset(self.trunk.state_dict())
+        return self._frozen >= self._names
 
     def _freeze(self, frozen: frozenset[str], batch_norm: str) -> None:
         self._frozen, self._batch_norm = frozen, batch_norm
+        if not (self.trunk_is_frozen or self._owns_trunk):
+            self.trunk, self._owns_trunk = deepcopy(self.trunk), True
         for name, parameter in self.trunk.named_parameters():
             parameter.requires_grad_(name not in frozen)
             if name in frozen:
                 parameter.grad = None
         self.train(self.training)
 
-    def _hold(self, module: nn.Module, prefix: str, frozen: bool) -> None:
+    def _hold(self, module: nn.Module, prefix: str, frozen: bool = False) -> None:
         """Puts what is frozen into evaluation mode: `module` if `frozen`, else among its children.
 
         A module without a state of its own, such as dropout, goes with the one before it.
@@ -139,7 +147,7 @@ class TransferModel(nn.Module):
 
 
 def build_model(backbone: Backbone, hparams: HParams, classes: int) -> TransferModel:
-    """The model that a trial starts from: a copy of the pretrained trunk, frozen, and a new head.
+    """The model that a trial starts from: the pretrained trunk, frozen and shared, and a new head.
 
     The head depends on `hparams.seed` alone, and no global generator is read or moved.
 
@@ -155,7 +163,7 @@ def build_model(backbone: Backbone, hparams: HParams, classes: int) -> TransferM
             # The distribution of torch's own linear layers, with the bias at zero.
             nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=numbers)
             nn.init.zeros_(layer.bias)
-    return TransferModel(deepcopy(backbone.module), head, backbone.preprocessing).train()
+    return TransferModel(backbone.module, head, backbone.preprocessing).train()
 
 
 def _head(hparams: HParams, features: int, classes: int) -> nn.Sequential:
@@ -342,22 +350,23 @@ def save_delta(directory: Path, model: TransferModel, backbone: Backbone, card: 
         ModelError: when the model's tensors are not those of the backbone and of the card's head.
     """
     base = backbone.module.state_dict()
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    trunk = {name for name in state if name.startswith("trunk.")}
-    if trunk != {f"trunk.{name}" for name in base}:
+    trunk = model.trunk.state_dict()
+    if trunk.keys() != base.keys():
         raise ModelError(f"the model's trunk is not one of {backbone.name}")
-    if state["head.output.weight"].shape[0] != len(card.classes):
-        raise ModelError(
-            f"the model tells {state['head.output.weight'].shape[0]} classes apart, but the card "
-            f"names {len(card.classes)}"
-        )
-    whole = backbone.weights == "none"
-    changed = {
-        # Copies, since tensors that share memory cannot be written.
-        name: tensor.contiguous().clone()
-        for name, tensor in state.items()
-        if name not in trunk or whole or not _same_bits(tensor, base[name.removeprefix("trunk.")])
-    }
+    told = model.head.get_parameter("output.weight").shape[0]
+    if told != len(card.classes):
+        raise ModelError(f"the model tells {told} classes apart, but the card names {len(card.classes)}")
+    changed = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    if backbone.weights == "none":
+        changed |= {f"trunk.{name}": tensor for name, tensor in trunk.items()}
+    elif model.trunk is not backbone.module:
+        changed |= {
+            f"trunk.{name}": tensor
+            for name, tensor in trunk.items()
+            if not _same_bits(tensor.cpu(), base[name].cpu())
+        }
+    # Copies, since tensors that share memory cannot be written.
+    changed = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in changed.items()}
     delta = safetensors.torch.save(changed)
     described = {
         "format": CARD_FORMAT,

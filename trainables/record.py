@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["APPLIED_FILE", "METRICS", "MODEL_FOLDER", "PREVIEW_FILE", "STATE_FILE"]
+__all__ = ["APPLIED_FILE", "BEST", "METRICS", "MODEL_FOLDER", "PREVIEW_FILE", "RECORD_FOLDER", "STATE_FILE"]
 
 METRICS = (
     "train_loss",
@@ -14,12 +14,16 @@ METRICS = (
     "images_per_second",
 )
 """What an epoch reports."""
+BEST = "best"
+"""Key of the best epoch's metrics in a result."""
 
 STATE_FILE = "state.pt"
 """From which a trial goes on; gone when it has ended."""
 MODEL_FOLDER = "model"
 """The delta of the best epoch so far."""
-APPLIED_FILE = "applied.json"
+RECORD_FOLDER = "record"
+"""What is shown of a trial beside its metrics."""
+APPLIED_FILE = f"{RECORD_FOLDER}/applied.json"
 """What was really built."""
-PREVIEW_FILE = "policy.png"
+PREVIEW_FILE = f"{RECORD_FOLDER}/policy.png"
 """Training images as the trial's policy draws them."""

@@ -14,9 +14,9 @@ import torch
 from trainables import image_transfer
 from trainables.data import DataConfig
 from trainables.hparams import HParams
-from trainables.image_transfer import BEST, ImageTransfer, TrialConfig
+from trainables.image_transfer import ImageTransfer, TrialConfig
 from trainables.model import load_delta
-from trainables.record import METRICS, MODEL_FOLDER, STATE_FILE
+from trainables.record import BEST, METRICS, MODEL_FOLDER, STATE_FILE
 
 Make = Callable[[TrialConfig], ImageTransfer]
 TIMINGS = {"epoch_seconds", "images_per_second"}
