@@ -25,7 +25,7 @@ from search.errors import BadInput, TransferSearchError
 
 if TYPE_CHECKING:
     from search.home import Home
-    from search.launch import Plan
+    from search.planning import Plan
 
 app = typer.Typer(
     help="Search the hyperparameters of image transfer learning: Ray Tune runs the trials, "

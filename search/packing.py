@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from search.domains import Fixed
-from search.launch import cache_root, values_of
+from search.planning import cache_root, values_of
 from search.spec import SearchSpec
 from trainables.footprint import GIB, peak_bytes
 from trainables.hparams import HParams
