@@ -39,6 +39,8 @@ from trainables.record import METRICS
 class Sleep(tune.Trainable):  # type: ignore[misc]
     """Sleeps, and reports an epoch."""
 
+    seconds = 1.0
+
     def setup(self, config: dict[str, Any]) -> None:
         self.reset_config(config)
 
@@ -47,7 +49,7 @@ class Sleep(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        time.sleep(self._trial["sleep"])
+        time.sleep(self.seconds)
         metrics = dict.fromkeys(METRICS, self._trial["hparams"]["lr"])
         return {**metrics, "epoch": 1, "best": {"epoch": 1, **metrics}}
 
@@ -86,8 +88,7 @@ def measured(trials: int, cpus: int, sleep: float) -> dict[str, Any]:
             timed(seconds, owner, name)
     timed(seconds, launch, "run_trials")
     launch.local_ray = functools.partial(tuning.local_ray, cpus=cpus)
-    inner = launch.trial_config
-    launch.trial_config = lambda spec: {**inner(spec), "sleep": sleep}
+    Sleep.seconds = sleep
     with tempfile.TemporaryDirectory() as folder:
         text = SPEC.format(trials=trials, epochs=1, workers=cpus)
         home = Home(Path(folder) / "nothing")
