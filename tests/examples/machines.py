@@ -67,7 +67,7 @@ class Machine:
     address: str
     pid: int
 
-    def run(self, command: str, *, timeout: float = 60, check: bool = True) -> str:
+    def run(self, command: str, *, timeout: float = 120, check: bool = True) -> str:
         """What a command of the machine's user prints, errors too; fails where it fails."""
         inside = ["nsenter", "-t", str(self.pid), "-a", "runuser", "-u", USER, "--"]
         ran = subprocess.run(

@@ -31,13 +31,15 @@ def config(head: Machine, worker: Machine) -> str:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # of which a machine with idle cores needs some ninety seconds
 @pytest.mark.skipif(bool(missing()), reason=missing())
 def test_ray_up_makes_a_cluster_of_machines_over_ssh() -> None:
     carried = [Path(sys.base_prefix), Path(sys.prefix), ROOT]
     with machines(["head", "worker", "laptop"], carried) as (head, worker, laptop):
         laptop.run(f"cat > ~/onprem.yaml <<'END'\n{config(head, worker)}\nEND")
         laptop.run(f"{RAY} ray get-auth-token --generate && chmod 600 ~/.ray/auth_token")
-        laptop.run(f"{RAY} ray up -y --no-config-cache ~/onprem.yaml", timeout=240)
+        laptop.run(f"{RAY} ray up -y --no-config-cache ~/onprem.yaml", timeout=400)
         joined(head)
         job = f"ray job submit --address http://{head.address}:8265 -- python -c"
         output = laptop.run(f'{RAY} {job} "{NODES}; import search; print(search.__file__)"')
@@ -52,7 +54,7 @@ def test_ray_up_makes_a_cluster_of_machines_over_ssh() -> None:
 
 def joined(head: Machine) -> None:
     """Waits until the head has started Ray on the worker."""
-    for _ in range(60):
+    for _ in range(120):
         if "CPU" in head.run(f"{RAY} ray status", check=False):
             return
         time.sleep(1)
