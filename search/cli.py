@@ -25,6 +25,7 @@ from search.errors import BadInput, TransferSearchError
 
 if TYPE_CHECKING:
     from search.home import Home
+    from search.planning import Plan
 
 app = typer.Typer(
     help="Search the hyperparameters of image transfer learning: Ray Tune runs the trials, "
@@ -88,13 +89,59 @@ def launch(
 
 
 def _dry_run(checked: Any, place: Home) -> None:
+    for line in _planned(checked, place).lines():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _planned(checked: Any, place: Home) -> Plan:
     from search.board import progress_bar
     from search.planning import plan
 
-    with progress_bar(console) as progress:
-        planned = plan(checked, place, progress)
-    for line in planned.lines():
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with progress_bar(errors) as progress:
+        return plan(checked, place, progress)
+
+
+@app.command()
+def footprint(
+    spec: Annotated[Path, typer.Argument(help="The spec, a YAML file.", show_default=False)],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="path.to.key=value in place of the spec's; may be repeated."),
+    ] = None,
+    gpu_gb: Annotated[
+        float | None, typer.Option(min=1, help="Memory of the GPUs to pack, GB; else this machine's.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what trials take of memory, and propose a fraction of a GPU for each."""
+    from search.board import short
+    from search.home import Home
+    from search.packing import needs
+    from search.spec import read_spec
+
+    checked = read_spec(spec, override or ())
+    _planned(checked, Home.of(checked.name))  # so that data or a backbone that is not there is told as ever
+    rows = []
+    for need in needs(checked, None if gpu_gb is None else int(gpu_gb * 1e9)):
+        rows.append({**need.trial, "bytes": need.bytes, "measured_on": need.device, "gpu": need.share})
+        if not as_json:
+            kind = " ".join(
+                f"{name}={short(value)}" for name, value in need.trial.items() if value is not None
+            )
+            taken = "more than there is" if need.bytes is None else f"{need.bytes / 1e9:.2f} GB"
+            fraction = "" if need.share is None else f"  gpu: {need.share:g}"
+            console.print(f"{taken:>10} on {need.device}{fraction}  {kind}", markup=False, highlight=False)
+    shares = [row["gpu"] for row in rows]
+    if as_json:
+        _print_json(rows)
+    elif None not in shares:
+        console.print(f"for all of them: --set resources.gpu={max(shares):g}")
+    elif any(shares):
+        console.print("not all fit on one GPU; make batch_size or image_size smaller", style="yellow")
+    else:
+        console.print(
+            "no GPU here: give its memory with --gpu-gb for fractions (an estimate, from the CPU's)"
+        )
 
 
 def _detach(spec: Path, name: str, override: list[str], place: Home) -> None:

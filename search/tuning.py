@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -47,6 +48,10 @@ _TUNE_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+
+_OUT_OF_MEMORY = re.compile(r"^torch\.OutOfMemoryError: .*", re.MULTILINE)
+"""The exception's type as a traceback names it: at the start of a line, never within a message."""
 
 
 class Observer(Protocol):
@@ -98,7 +103,8 @@ class Conductor:
         self._begun = len(study.trials())
         self._numbers: dict[str, int] = {}
         self._max_epochs: dict[int, int] = {}
-        self._errors: dict[int, str] = {}
+        self._failures: dict[int, int] = {}
+        self._shares: dict[int, float] = {}
         self._last: dict[int, Mapping[str, float]] = {}
 
     def next(self, tune_id: str) -> dict[str, Any] | str | None:
@@ -154,18 +160,37 @@ class Conductor:
             return False
         return True
 
-    def error(self, tune_id: str, reason: str) -> None:
-        """Keeps what a trial failed of; Tune says next whether it retries."""
+    def failed(self, tune_id: str, reason: str) -> bool:
+        """Takes note that a trial's attempt failed; whether it is to be tried again."""
         number = self._numbers[tune_id]
-        self._errors[number] = reason
+        last = reason[max(0, reason.rfind("Failure # ")) :]  # Tune adds each failure to the same file
         for observer in self._observers:
             observer.attempt_failed(number, reason)
+        if memory := _OUT_OF_MEMORY.search(last):
+            return self._out_of_memory(tune_id, memory[0])
+        self._failures[number] = self._failures.get(number, 0) + 1
+        if self._failures[number] <= self.study.spec.search.retries:
+            return True
+        self._end(tune_id, Ending.ERRORED, reason)
+        return False
 
-    def failed(self, tune_id: str) -> None:
-        """Ends a trial that Tune gave up."""
-        reason = self._errors.pop(self._numbers[tune_id], "the trial's process ended without a word")
-        memory = "OutOfMemoryError" in reason
-        self._end(tune_id, Ending.OUT_OF_MEMORY if memory else Ending.ERRORED, reason)
+    def _out_of_memory(self, tune_id: str, said: str) -> bool:
+        """Gives a trial a larger share of a GPU, once; whether it is to be tried again."""
+        number, asked = self._numbers[tune_id], self.study.spec.resources.gpu
+        if number not in self._shares and 0 < asked < 1:
+            self._shares[number] = min(1.0, 2 * asked)
+            return True
+        shares = f"{asked:g}" + (f" and then {self._shares[number]:g}" if number in self._shares else "")
+        self._end(tune_id, Ending.OUT_OF_MEMORY, f"with gpu {shares} (resources.gpu): {said}")
+        return False
+
+    def gpu_share(self, tune_id: str) -> float:
+        """What a trial that is handed out takes of a GPU, or how many GPUs."""
+        return self._shares.get(self._numbers[tune_id], self.study.spec.resources.gpu)
+
+    def given_up(self, tune_id: str) -> None:
+        """Takes back a trial that Tune will not try again, to hand it out once more."""
+        self._waiting.append(self._numbers.pop(tune_id))
 
     def stopped(self) -> None:
         """Ends what still runs when the search stops before its time: `resume` goes on with it."""
@@ -200,7 +225,7 @@ class _StudySearcher(Searcher):  # type: ignore[misc]
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         if error and self._conductor.known(trial_id):
-            self._conductor.failed(trial_id)
+            self._conductor.given_up(trial_id)
 
 
 class _Unsaved(SearchGenerator):  # type: ignore[misc]
@@ -231,8 +256,16 @@ class _StudyScheduler(FIFOScheduler):  # type: ignore[misc]
         return str(self.CONTINUE if goes_on else self.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        if self._conductor.known(trial.trial_id):
-            self._conductor.error(trial.trial_id, _traceback(trial))
+        known = self._conductor.known(trial.trial_id)
+        if known and self._conductor.failed(trial.trial_id, _traceback(trial)):
+            share = self._conductor.gpu_share(trial.trial_id)
+            if share != trial.placement_group_factory.required_resources.get("GPU", 0):
+                trial.update_resources({"cpu": self._conductor.study.spec.resources.cpu, "gpu": share})
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        # Tune, which is told to retry for ever, adds a failed trial again.
+        if not self._conductor.known(trial.trial_id):
+            tune_controller.stop_trial(trial)
 
 
 class _StopWhen(Stopper):  # type: ignore[misc]
@@ -334,7 +367,7 @@ def run_trials(conductor: Conductor, *, trainable: Trainable | None = None) -> N
         num_samples=2**31,
         resources_per_trial={"cpu": spec.resources.cpu, "gpu": spec.resources.gpu},
         reuse_actors=True,
-        max_failures=spec.search.retries,
+        max_failures=-1,  # the conductor counts them
         stop=_StopWhen(conductor.should_stop),
         raise_on_failed_trial=False,
         verbose=0,

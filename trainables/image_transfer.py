@@ -14,6 +14,7 @@ from ray import tune
 from trainables import backbones
 from trainables.cache import Cache
 from trainables.data import DataConfig, ImageData, load
+from trainables.footprint import keep_within
 from trainables.hparams import HParams
 from trainables.loop import Monitor, Settings, Training
 from trainables.model import load_delta
@@ -76,6 +77,8 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         """
         if self._training is None:
             self._reads: set[str] = set()
+            if self.trial_resources is not None:
+                keep_within(self.trial_resources.required_resources.get("GPU", 0))
             self._training = _training(self._trial, self._reads)
         training, folder = self._training, Path(self._trial["folder"])
         metrics = training.run_epoch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from search.launch import Outcome
 from search.results import opened, trial_rows
 from search.spec import SearchSpec
 from search.study import SearchStudy
+from search.tuning import local_ray
 from tests.search import toys
 from tests.search.specs import small
 
@@ -46,6 +48,7 @@ def start(spec: SearchSpec, script: dict[str, str]) -> Home:
 
 
 def run(home: Home, seconds: float | None = None) -> tuple[Outcome, str]:
+    """The search in `home` to its end: how it ended, and what was shown."""
     spec, output = launching.read_spec(home.spec), io.StringIO()
     with home.lock():
         study = SearchStudy.create(spec, home)
@@ -95,6 +98,25 @@ def test_every_ending_is_told_alike_everywhere(folder: Path) -> None:
     for number in (0, 3, 5):
         points = client.get_metric_history(runs[number].info.run_id, "val_accuracy")
         assert sorted(point.step for point in points) == [1, 2, 3, 4]
+    assert examine(home) == []
+
+
+def test_out_of_gpu_memory_gets_one_larger_share(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "local_ray", functools.partial(local_ray, cpus=2, gpus=1))
+    spec = small("search.trials=4", "search.pruner=none", "search.retries=0", "resources.gpu=0.3")
+    home = start(spec, {"1": "memory below 0.5", "2": "memory below 0.7", "3": "mention memory"})
+    outcome, _ = run(home)
+    assert outcome is Outcome.FINISHED
+    rows = {row["trial"]: row for row in trial_rows(home)}
+    endings = {number: row["ending"] for number, row in rows.items()}
+    assert endings == {0: "COMPLETE", 1: "COMPLETE", 2: "OUT_OF_MEMORY", 3: "ERRORED"}
+    assert rows[2]["reason"].startswith("with gpu 0.3 and then 0.6")
+    assert "Tried to allocate 20.00 MiB" in rows[2]["reason"]
+    runs = children(home)
+    assert runs[2].info.status == "FAILED"
+    assert runs[2].data.tags["reason"] == rows[2]["reason"]
+    points = MlflowClient(spec.tracking_uri).get_metric_history(runs[1].info.run_id, "val_accuracy")
+    assert sorted(point.step for point in points) == [1, 2, 3, 4]
     assert examine(home) == []
 
 

@@ -17,7 +17,8 @@ from trainables.record import METRICS, STATE_FILE
 class Toy(tune.Trainable):  # type: ignore[misc]
     """Does in each trial what `script.json` in the home says for its number, else just reports.
 
-    `nan`, `raise`, `raise once`, `memory`, `kill once`: at epoch 2. `sleep`: half a second an epoch.
+    `nan`, `raise`, `raise once`, `memory`, `memory below SHARE` (of a GPU), `mention memory`, `kill once`:
+    at epoch 2. `sleep`: half a second an epoch.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -49,6 +50,10 @@ class Toy(tune.Trainable):  # type: ignore[misc]
         script = json.loads(path.read_text()) if path.exists() else {}
         return str(script.get(str(self._trial["number"]), script.get("all", "")))
 
+    def _share(self) -> float:
+        share: float = self.trial_resources.required_resources.get("GPU", 0.0)
+        return share
+
     def _act(self, value: float) -> float:
         action = self._script()
         first = not (self._folder / "acted").exists()
@@ -57,8 +62,12 @@ class Toy(tune.Trainable):  # type: ignore[misc]
             return float("nan")
         if action == "raise" or (action == "raise once" and first):
             raise ValueError("a test asked for this")
-        if action == "memory":
+        if action == "mention memory":
             raise RuntimeError("torch.OutOfMemoryError: CUDA out of memory")
+        if action == "memory" or (action.startswith("memory below") and self._share() < float(action[13:])):
+            import torch  # not above: most trials need none of it, and it takes seconds
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         if action == "kill once" and first:
             os.kill(os.getpid(), signal.SIGKILL)
         return value
