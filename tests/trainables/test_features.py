@@ -63,8 +63,8 @@ def test_a_view_is_what_the_trunk_makes_of_the_augmented_frames(
     view = found.view(3)
     assert view.shape == (150, small_lite0.features)
     torch.testing.assert_close(view, expected, rtol=1e-4, atol=1e-5)
-    half = features(digits, small_lite0, None).view(3)
-    assert torch.equal(half, view.half())
+    half = features(digits, small_lite0, None).view(3)  # of a folded trunk
+    torch.testing.assert_close(half, view.half(), rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -343,6 +343,7 @@ def test_only_what_changed_is_saved(lite0: Backbone, tmp_path: Path) -> None:
 
 def test_a_change_of_bits_alone_is_saved(lite0: Backbone, tmp_path: Path) -> None:
     network = build_model(lite0, PROBE, 10)
+    unfreeze(network, lite0.groups, replace(PROBE, strategy="full"), "trunk")  # a trunk of its own
     state = network.trunk.state_dict()
     name = next(name for name in state if name.endswith("running_mean"))
     state[name][0] = float("nan")
