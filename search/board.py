@@ -88,6 +88,11 @@ class Board:
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
         self._console.print(f"trial {number}: an attempt failed: {last}", style="red", markup=False)
 
+    def trial_moved(self, number: int, moves: int) -> None:
+        self._console.print(
+            f"trial {number}: its node was lost; it goes on elsewhere", style="yellow", markup=False
+        )
+
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         row = self._rows[number]
         row["state"] = ending.value

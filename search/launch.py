@@ -20,11 +20,11 @@ from rich.console import Console
 from search.board import Board, progress_bar
 from search.domains import Choice, Domain, Fixed, Range
 from search.errors import BadInput, Problem, SpecError
-from search.home import Home
+from search.home import LAUNCHED, Home, is_inside
 from search.spec import SearchSpec, read_spec
 from search.study import Ending, SearchStudy
 from search.tracking import Tracker
-from search.tuning import Conductor, capacity, local_ray, run_trials
+from search.tuning import Conductor, Room, cluster_ray, local_ray, run_trials
 from trainables import backbones
 from trainables.cache import default_root
 from trainables.data import DataError, ImageData, load
@@ -176,12 +176,17 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
             f"the search {spec.name!r} was launched before, in {home.root}; go on with "
             f"`transfer-search resume {spec.name}`, or give this one another name with --name"
         )
+    if is_inside():
+        with cluster_ray():
+            Room(spec)  # what no node could ever give is said before anything is written
     home.make()
     with home.lock(), progress_bar(console) as progress:
         planned = plan(spec, home, progress)
         temporary = home.spec.with_suffix(".tmp")
         temporary.write_text(spec.to_yaml(), encoding="utf-8")
         os.replace(temporary, home.spec)
+        if is_inside():
+            console.print(LAUNCHED)
         for line in planned.data.report.lines():
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return run_study(spec, home, console, SearchStudy.create(spec, home))
@@ -245,9 +250,9 @@ def run_study(
     """Runs the study's trials until its budget is met, its time is over, or somebody stops it."""
     with ExitStack() as stack:
         stack.enter_context(_driver_log(home))
-        stack.enter_context(local_ray())
+        stack.enter_context(cluster_ray() if is_inside() else local_ray())
         stopped = stack.enter_context(_stop_signals(console))  # after Ray, which sets its own
-        limit = min(capacity(spec), spec.resources.concurrency or 2**31)
+        room = Room(spec)
         tracker = Tracker(spec, home, study)
         tracker.replay()
         began = time.time()
@@ -263,7 +268,7 @@ def run_study(
             study,
             home,
             trial_config(spec),
-            limit=limit,
+            limit=room,
             observers=(tracker, board),
             run_of=tracker.run_of,
             should_stop=should_stop,

@@ -17,9 +17,10 @@ from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from search import space
-from search.errors import TransferSearchError
+from search.errors import BadInput, TransferSearchError
 from search.home import Home
 from search.spec import SearchSpec
 from trainables.hparams import HParams
@@ -66,6 +67,7 @@ ENDINGS: Mapping[Ending, Row] = {
 
 _ENDING = "ending"
 _STARTED = "started"
+_MOVES = "moves"
 
 
 @dataclass(frozen=True)
@@ -327,6 +329,12 @@ class SearchStudy:
         }
         trial.set_user_attr(_STARTED, started)  # at once: every write to the storage costs
 
+    def moved(self, number: int) -> int:
+        """Counts that the trial lost its node and goes on elsewhere; how often it did."""
+        moves = int(self._frozen(number).user_attrs.get(_MOVES, 0)) + 1
+        self._trials[number].set_user_attr(_MOVES, moves)
+        return moves
+
     def report(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Tells Optuna an epoch's value, and returns whether its pruner would stop the trial."""
         if self.spec.multi_objective:
@@ -373,7 +381,14 @@ def _first_params(spec: SearchSpec) -> list[dict[str, Any]]:
 
 def _storage(spec: SearchSpec, home: Home) -> RDBStorage:
     if spec.storage_url is not None:
-        return RDBStorage(spec.storage_url, engine_kwargs={"pool_pre_ping": True})
+        try:
+            return RDBStorage(spec.storage_url, engine_kwargs={"pool_pre_ping": True})
+        except (ImportError, SQLAlchemyError) as error:
+            raise BadInput(
+                f"Optuna's storage {spec.storage} (storage) cannot be opened: {_reason(error)}; see that it "
+                "runs and takes this user, and that its driver is there: pip install "
+                "'transfer-search[postgresql]'"
+            ) from error
     path = home.root / "study.db"
 
     def connect() -> sqlite3.Connection:
@@ -385,6 +400,12 @@ def _storage(spec: SearchSpec, home: Home) -> RDBStorage:
         return connection
 
     return RDBStorage(home.study_url, engine_kwargs={"creator": connect})
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a database said; its address, which may hold a password, is not in it."""
+    said = error.orig if isinstance(error, DBAPIError) else error
+    return next(iter(str(said).strip().splitlines()), type(error).__name__)
 
 
 def _sampler(spec: SearchSpec, begun: int) -> BaseSampler:

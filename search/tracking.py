@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import queue
+import re
 import shutil
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import search
-from search.errors import TrackingError
+from search.errors import Refused, TrackingError
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import ENDINGS, Assignment, Ending, SearchStudy
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 SEARCH_TAG = "transfer_search.search_id"
 TRIAL_TAG = "transfer_search.trial"
 STATE_TAG = "state"
+MOVES_TAG = "moves"
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 _BATCH = 1000
 
@@ -90,6 +92,7 @@ class Tracker:
             else:
                 self._client.update_run(run, status="RUNNING")
         except Exception as error:
+            _refused(error, self._spec.tracking.uri)
             raise TrackingError(
                 f"MLflow at {self._spec.tracking.uri} cannot be written: {error}; check that it runs, "
                 "or give another with --set tracking.uri=…"
@@ -148,6 +151,9 @@ class Tracker:
 
     def attempt_failed(self, number: int, reason: str) -> None:
         self._put({"event": "failure_seen", "trial": number, "reason": reason})
+
+    def trial_moved(self, number: int, moves: int) -> None:
+        self._put({"event": "move", "trial": number, "moves": moves})
 
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         self._put(
@@ -291,6 +297,9 @@ class Tracker:
 
     def _failure_seen(self, event: Mapping[str, Any]) -> None:
         self._client.log_text(self._runs[event["trial"]], event["reason"], "traceback.txt")
+
+    def _move(self, event: Mapping[str, Any]) -> None:
+        self._client.set_tag(self._runs[event["trial"]], MOVES_TAG, event["moves"])
 
     def _end(self, event: Mapping[str, Any]) -> None:
         number, ending, best = event["trial"], Ending(event["ending"]), event["best"]
@@ -490,6 +499,45 @@ def register(spec: SearchSpec, model_uri: str, name: str, alias: str | None) -> 
     except MlflowException as error:
         raise TrackingError(f"MLflow did not register {name!r}: {error}") from error
     return str(version)
+
+
+def _refused(error: Exception, uri: str) -> None:
+    """Raises `Refused` where `error` says that a server does not take the caller."""
+    if any(code in str(error) for code in ("error code 401", "error code 403", "PERMISSION_DENIED")):
+        raise Refused(
+            f"MLflow at {uri} wants a user and a password that it knows; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
+        ) from error
+
+
+def store_files(spec: SearchSpec, run: str, folder: Path, path: str) -> dict[str, str]:
+    """Keeps a folder's files as artifacts of a run; returns what `fetch_files` needs to find them."""
+    _client(spec.tracking_uri).log_artifacts(run, str(folder), path)
+    return {"uri": re.sub("://[^/]*@", "://", spec.tracking_uri), "run": run, "path": path}
+
+
+def fetch_files(stored: Mapping[str, str], to: Path) -> None:
+    """Brings what `store_files` kept to the folder `to`, in place of what is there.
+
+    MLflow is asked at MLFLOW_TRACKING_URI, or else where the cluster knows it.
+
+    Raises:
+        Refused: if MLflow does not know the user.
+        TrackingError: if it cannot be reached from here.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or stored["uri"]
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export-") as folder:
+        try:
+            fetched = _client(uri).download_artifacts(stored["run"], stored["path"], folder)
+        except Exception as error:
+            _refused(error, stored["uri"])
+            raise TrackingError(
+                f"the files cannot be fetched from MLflow at {stored['uri']}: {error}; if it has another "
+                "address here, set MLFLOW_TRACKING_URI to that"
+            ) from error
+        shutil.rmtree(to, ignore_errors=True)
+        os.replace(fetched, to)
 
 
 @dataclass(frozen=True)

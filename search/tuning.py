@@ -29,7 +29,7 @@ from search.study import Assignment, Ending, SearchStudy
 from trainables.image_transfer import BEST, ImageTransfer
 from trainables.record import METRICS, STATE_FILE
 
-__all__ = ["Conductor", "Observer", "capacity", "local_ray", "run_trials"]
+__all__ = ["Conductor", "Observer", "Room", "cluster_ray", "local_ray", "run_trials"]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,10 @@ _TUNE_ENVIRONMENT = {
 }
 
 
+_NODE_LOST = ("its node has died", "The actor is temporarily unavailable", "preempted")
+"""How Ray says that a trial's process was lost with its node, or cannot be reached any more."""
+
+
 class Observer(Protocol):
     """Whoever is told what happens to trials; never asked for a decision."""
 
@@ -56,6 +60,8 @@ class Observer(Protocol):
     def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None: ...
 
     def attempt_failed(self, number: int, reason: str) -> None: ...
+
+    def trial_moved(self, number: int, moves: int) -> None: ...
 
     def trial_ended(
         self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str
@@ -69,7 +75,7 @@ class Conductor:
         study: the truth.
         home: where trials keep their state.
         config: what is the same for every trial.
-        limit: how many trials may run at once.
+        limit: how many trials may run at once, asked each time.
         observers: told of everything, in this order, before the study is.
         run_of: MLflow's run id of a trial that `observers` were told has started.
         should_stop: whether to hand out no more.
@@ -81,7 +87,7 @@ class Conductor:
         home: Home,
         config: Mapping[str, Any],
         *,
-        limit: int,
+        limit: Callable[[], int],
         observers: Sequence[Observer],
         run_of: Callable[[int], str | None],
         should_stop: Callable[[], bool],
@@ -97,14 +103,15 @@ class Conductor:
         self._begun = len(study.trials())
         self._numbers: dict[str, int] = {}
         self._max_epochs: dict[int, int] = {}
-        self._errors: dict[int, str] = {}
+        self._failures: dict[int, int] = {}
+        self._told: dict[int, int] = {}
         self._last: dict[int, Mapping[str, float]] = {}
 
     def next(self, tune_id: str) -> dict[str, Any] | str | None:
         """A trial's configuration; None for none yet; FINISHED for none ever again."""
         if self.should_stop():
             return str(Searcher.FINISHED)
-        if len(self._numbers) >= self._limit:
+        if len(self._numbers) >= self._limit():
             return None
         if self._waiting:
             assignment = self.study.continue_trial(self._waiting.pop(0))
@@ -137,6 +144,9 @@ class Conductor:
             if f"{BEST}/{name}" in result
         }
         self._last[number] = best
+        if epoch <= self._told.get(number, 0):
+            return True  # a trial that was moved or retried repeats what it had not yet saved
+        self._told[number] = epoch
         for observer in self._observers:
             observer.epoch_ended(number, epoch, metrics)
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -153,18 +163,27 @@ class Conductor:
             return False
         return True
 
-    def error(self, tune_id: str, reason: str) -> None:
-        """Keeps what a trial failed of; Tune says next whether it retries."""
+    def failed(self, tune_id: str, reason: str) -> bool:
+        """Takes note that a trial's attempt failed; whether it is to be tried again."""
         number = self._numbers[tune_id]
-        self._errors[number] = reason
+        last = reason[max(0, reason.rfind("Failure # ")) :]  # Tune adds each failure to the same file
+        if any(sign in last for sign in _NODE_LOST):
+            moves = self.study.moved(number)
+            for observer in self._observers:
+                observer.trial_moved(number, moves)
+            return True
         for observer in self._observers:
             observer.attempt_failed(number, reason)
-
-    def failed(self, tune_id: str) -> None:
-        """Ends a trial that Tune gave up."""
-        reason = self._errors.pop(self._numbers[tune_id], "the trial's process ended without a word")
+        self._failures[number] = self._failures.get(number, 0) + 1
+        if self._failures[number] <= self.study.spec.search.retries:
+            return True
         memory = "OutOfMemoryError" in reason
         self._end(tune_id, Ending.OUT_OF_MEMORY if memory else Ending.ERRORED, reason)
+        return False
+
+    def given_up(self, tune_id: str) -> None:
+        """Takes back a trial that Tune will not try again, to hand it out once more."""
+        self._waiting.append(self._numbers.pop(tune_id))
 
     def stopped(self) -> None:
         """Ends what still runs when the search stops before its time: `resume` goes on with it."""
@@ -199,7 +218,7 @@ class _StudySearcher(Searcher):  # type: ignore[misc]
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         if error and self._conductor.known(trial_id):
-            self._conductor.failed(trial_id)
+            self._conductor.given_up(trial_id)
 
 
 class _Unsaved(SearchGenerator):  # type: ignore[misc]
@@ -231,7 +250,12 @@ class _StudyScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         if self._conductor.known(trial.trial_id):
-            self._conductor.error(trial.trial_id, _traceback(trial))
+            self._conductor.failed(trial.trial_id, _traceback(trial))
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        # Tune, which is told to retry for ever, adds a failed trial again.
+        if not self._conductor.known(trial.trial_id):
+            tune_controller.stop_trial(trial)
 
 
 class _StopWhen(Stopper):  # type: ignore[misc]
@@ -278,25 +302,73 @@ def local_ray(cpus: int | None = None, gpus: int | None = None) -> Iterator[None
         ray.shutdown()
 
 
-def capacity(spec: SearchSpec) -> int:
-    """How many of the spec's trials the cluster can run at once.
+@contextmanager
+def cluster_ray() -> Iterator[None]:
+    """The cluster on which this job runs; its runtime environment is the job's."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_ENVIRONMENT.items()})
+    # One pending trial at a time would let an autoscaler add one node at a time.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "4")
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Room:
+    """How many of a spec's trials may run at once: as many as the nodes hold, which come and go.
 
     Raises:
-        BadInput: if it cannot run one.
+        BadInput: if none could ever run, neither on a node that is there nor on one that could come.
     """
-    have = ray.cluster_resources()
-    fits = [
-        math.floor(have.get(kind, 0) / need + 1e-9)
-        for kind, need in (("CPU", spec.resources.cpu), ("GPU", spec.resources.gpu))
-        if need
-    ]
-    if min(fits) < 1:
-        raise BadInput(
-            f"a trial asks for cpu {spec.resources.cpu:g} and gpu {spec.resources.gpu:g} (resources), "
-            f"but the cluster has CPU {have.get('CPU', 0):g} and GPU {have.get('GPU', 0):g}; "
-            "ask for less, e.g. --set resources.gpu=0"
+
+    _SECONDS = 2.0
+
+    def __init__(self, spec: SearchSpec) -> None:
+        self._needs = {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}
+        self._most = spec.resources.concurrency or 2**31
+        self._asked = time.monotonic()
+        self._room = self._now()
+        if not self._room:
+            raise BadInput(
+                f"a trial asks for cpu {spec.resources.cpu:g} and gpu {spec.resources.gpu:g} (resources), "
+                f"but no node could ever give that: there can be {_described([*_alive(), *_possible()])}; "
+                "ask for less, e.g. --set resources.gpu=0"
+            )
+
+    def __call__(self) -> int:
+        if time.monotonic() - self._asked > self._SECONDS:
+            self._room, self._asked = self._now(), time.monotonic()
+        return min(self._room, self._most)
+
+    def _now(self) -> int:
+        return max(self._on(_alive()), self._on(_possible()))
+
+    def _on(self, nodes: Nodes) -> int:
+        return sum(
+            count * min(int(have.get(kind, 0) / need + 1e-9) for kind, need in self._needs.items() if need)
+            for have, count in nodes
         )
-    return int(min(fits))
+
+
+Nodes = Sequence[tuple[Mapping[str, float], int]]
+"""What a node has, by kind of resource, and how many there are of it."""
+
+
+def _alive() -> Nodes:
+    return [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+
+
+def _possible() -> Nodes:
+    """The nodes that an autoscaler may start; none where there is no autoscaler."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return [(dict(each.resources), each.max_count if each.max_count >= 0 else 2**20) for each in groups]
+
+
+def _described(nodes: Nodes) -> str:
+    told = [f"CPU {have.get('CPU', 0):g} and GPU {have.get('GPU', 0):g}" for have, _ in nodes]
+    return "nodes with " + ", or ".join(dict.fromkeys(told))
 
 
 def run_trials(conductor: Conductor, *, trainable: type[tune.Trainable] = ImageTransfer) -> None:
@@ -311,7 +383,7 @@ def run_trials(conductor: Conductor, *, trainable: type[tune.Trainable] = ImageT
         num_samples=2**31,
         resources_per_trial={"cpu": spec.resources.cpu, "gpu": spec.resources.gpu},
         reuse_actors=True,
-        max_failures=spec.search.retries,
+        max_failures=-1,  # the conductor counts them
         stop=_StopWhen(conductor.should_stop),
         raise_on_failed_trial=False,
         verbose=0,
