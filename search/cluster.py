@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -102,8 +104,16 @@ class Cluster:
             raise BadInput(
                 f"the address {address!r} must be that of the cluster's dashboard, such as https://head:8265"
             )
+        if importlib.util.find_spec("aiohttp") is None:
+            raise BadInput("a cluster is reached through Ray's jobs: pip install 'transfer-search[cluster]'")
         for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             os.environ.pop(variable, None)  # either would win over the address
+        for module in (
+            "dashboard.modules.dashboard_sdk",
+            "dashboard.modules.job.sdk",
+            "_private.runtime_env",
+        ):
+            logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)
         with self._translated():
             self._client = JobSubmissionClient(self.address)
 
@@ -151,13 +161,13 @@ class Cluster:
         """Runs a command that goes on, and prints what it prints until it ends; Ctrl-C ends it."""
         job = self.submit(words, job=_new_id(words[0]))
         try:
-            shown = self.follow(job)
-            _check(self.ended(job), shown)
+            self.follow(job)
+            _leave(self.ended(job))
         finally:
             self._forget(job)
 
-    def follow(self, job: str) -> str:
-        """Prints a job's log as it grows until the job ends; returns all of it."""
+    def follow(self, job: str) -> None:
+        """Prints a job's log as it grows until the job ends."""
         shown = ""
 
         async def tail() -> None:
@@ -175,7 +185,7 @@ class Cluster:
             with self._translated():
                 asyncio.run(tail())
             if self.details(job).status not in _ALIVE:
-                return shown
+                return
             time.sleep(_POLL_SECONDS)  # the connection broke: once more from the beginning
 
     def log(self, job: str) -> str:
@@ -282,7 +292,7 @@ def _launch(cluster: Cluster, spec: SearchSpec, console: Console, *, detach: boo
 def _attend(cluster: Cluster, job: str, name: str, console: Console) -> None:
     """Prints a driver's log until it ends; Ctrl-C leaves the search alone."""
     try:
-        shown = cluster.follow(job)
+        cluster.follow(job)
     except KeyboardInterrupt:
         console.print(
             f"search {name} goes on without you; `transfer-search stop {name} --address {cluster.address}` "
@@ -291,10 +301,7 @@ def _attend(cluster: Cluster, job: str, name: str, console: Console) -> None:
             highlight=False,
         )
         return
-    details = cluster.ended(job)
-    if details.status == JobStatus.STOPPED:
-        return
-    _check(details, shown)
+    _leave(cluster.ended(job))
 
 
 def _export(cluster: Cluster, words: Sequence[str], options: Mapping[str, Any], console: Console) -> None:
@@ -343,6 +350,12 @@ def _own(job: str, log: str) -> str:
     """What the command itself printed, of all that is in its job's log."""
     _, _, rest = log.partition(f"Running entrypoint for job {job}:")
     return rest.partition("\n")[2]
+
+
+def _leave(details: JobDetails) -> None:
+    """Exits as a command whose log was shown; one that was stopped has ended as it should."""
+    if details.status == JobStatus.FAILED:
+        sys.exit(details.driver_exit_code or 1)
 
 
 def _check(details: JobDetails, text: str) -> None:

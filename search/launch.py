@@ -177,8 +177,8 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
             f"`transfer-search resume {spec.name}`, or give this one another name with --name"
         )
     if is_inside():
-        with cluster_ray():
-            Room(spec)  # what no node could ever give is said before anything is written
+        cluster_ray()
+        Room(spec)  # what no node could ever give is said before anything is written
     home.make()
     with home.lock(), progress_bar(console) as progress:
         planned = plan(spec, home, progress)
@@ -250,7 +250,10 @@ def run_study(
     """Runs the study's trials until its budget is met, its time is over, or somebody stops it."""
     with ExitStack() as stack:
         stack.enter_context(_driver_log(home))
-        stack.enter_context(cluster_ray() if is_inside() else local_ray())
+        if is_inside():
+            cluster_ray()
+        else:
+            stack.enter_context(local_ray())
         stopped = stack.enter_context(_stop_signals(console))  # after Ray, which sets its own
         room = Room(spec)
         tracker = Tracker(spec, home, study)
@@ -268,7 +271,7 @@ def run_study(
             study,
             home,
             trial_config(spec),
-            limit=room,
+            room=room,
             observers=(tracker, board),
             run_of=tracker.run_of,
             should_stop=should_stop,

@@ -27,7 +27,7 @@ from search.home import Home
 from search.spec import SearchSpec
 from search.study import Assignment, Ending, SearchStudy
 from trainables.image_transfer import BEST, ImageTransfer
-from trainables.record import METRICS, STATE_FILE
+from trainables.record import METRICS, OWNER_FILE, STATE_FILE
 
 __all__ = ["Conductor", "Observer", "Room", "cluster_ray", "local_ray", "run_trials"]
 
@@ -75,7 +75,7 @@ class Conductor:
         study: the truth.
         home: where trials keep their state.
         config: what is the same for every trial.
-        limit: how many trials may run at once, asked each time.
+        room: how many trials may run.
         observers: told of everything, in this order, before the study is.
         run_of: MLflow's run id of a trial that `observers` were told has started.
         should_stop: whether to hand out no more.
@@ -87,7 +87,7 @@ class Conductor:
         home: Home,
         config: Mapping[str, Any],
         *,
-        limit: Callable[[], int],
+        room: Room,
         observers: Sequence[Observer],
         run_of: Callable[[int], str | None],
         should_stop: Callable[[], bool],
@@ -96,7 +96,7 @@ class Conductor:
         self.home = home
         self.should_stop = should_stop
         self._config = dict(config)
-        self._limit = limit
+        self._room = room
         self._observers = observers
         self._run_of = run_of
         self._waiting = study.interrupted()
@@ -111,7 +111,7 @@ class Conductor:
         """A trial's configuration; None for none yet; FINISHED for none ever again."""
         if self.should_stop():
             return str(Searcher.FINISHED)
-        if len(self._numbers) >= self._limit():
+        if not self._room.for_more_than(len(self._numbers)):
             return None
         if self._waiting:
             assignment = self.study.continue_trial(self._waiting.pop(0))
@@ -190,6 +190,10 @@ class Conductor:
         for tune_id in list(self._numbers):
             self._end(tune_id, Ending.INTERRUPTED, "the search was stopped")
 
+    def takes_too_much(self) -> bool:
+        """Whether one more trial would take what is another search's."""
+        return self._room.exceeds_share(len(self._numbers))
+
     def known(self, tune_id: str) -> bool:
         """Whether the trial is handed out and has not ended."""
         return tune_id in self._numbers
@@ -201,7 +205,8 @@ class Conductor:
             observer.trial_ended(number, ending, best, reason)
         self.study.end(number, ending, best, reason)
         if ending is not Ending.INTERRUPTED:
-            (self.home.trial(number) / STATE_FILE).unlink(missing_ok=True)
+            for name in (STATE_FILE, OWNER_FILE):
+                (self.home.trial(number) / name).unlink(missing_ok=True)
 
 
 class _StudySearcher(Searcher):  # type: ignore[misc]
@@ -251,6 +256,13 @@ class _StudyScheduler(FIFOScheduler):  # type: ignore[misc]
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         if self._conductor.known(trial.trial_id):
             self._conductor.failed(trial.trial_id, _traceback(trial))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        trial: Trial | None = super().choose_trial_to_run(tune_controller)
+        if trial is None and self._conductor.takes_too_much():
+            # Tune keeps the process of the trial that ended last, and with it what another search needs.
+            tune_controller._cleanup_cached_actors(force_all=True)
+        return trial
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         # Tune, which is told to retry for ever, adds a failed trial again.
@@ -302,21 +314,22 @@ def local_ray(cpus: int | None = None, gpus: int | None = None) -> Iterator[None
         ray.shutdown()
 
 
-@contextmanager
-def cluster_ray() -> Iterator[None]:
-    """The cluster on which this job runs; its runtime environment is the job's."""
+def cluster_ray() -> None:
+    """Connects to the cluster on which this job runs; its runtime environment is the job's.
+
+    The connection ends with the process: with it Ray removes the folder that the code is run from.
+    """
     os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_ENVIRONMENT.items()})
     # One pending trial at a time would let an autoscaler add one node at a time.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "4")
-    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    if not ray.is_initialized():
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
 
 
 class Room:
-    """How many of a spec's trials may run at once: as many as the nodes hold, which come and go.
+    """Whether more of a spec's trials may run: as many as the nodes hold, which come and go.
+
+    Searches that share a cluster get equal shares; what others leave free, each may take.
 
     Raises:
         BadInput: if none could ever run, neither on a node that is there nor on one that could come.
@@ -327,28 +340,41 @@ class Room:
     def __init__(self, spec: SearchSpec) -> None:
         self._needs = {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}
         self._most = spec.resources.concurrency or 2**31
-        self._asked = time.monotonic()
-        self._room = self._now()
-        if not self._room:
+        self._look()
+        if not self._all:
             raise BadInput(
                 f"a trial asks for cpu {spec.resources.cpu:g} and gpu {spec.resources.gpu:g} (resources), "
                 f"but no node could ever give that: there can be {_described([*_alive(), *_possible()])}; "
                 "ask for less, e.g. --set resources.gpu=0"
             )
 
-    def __call__(self) -> int:
-        if time.monotonic() - self._asked > self._SECONDS:
-            self._room, self._asked = self._now(), time.monotonic()
-        return min(self._room, self._most)
+    def for_more_than(self, running: int) -> bool:
+        """Whether one more trial may run beside `running` ones."""
+        if time.monotonic() - self._looked > self._SECONDS:
+            self._look()
+        return running < min(self._all, self._most) and not self.exceeds_share(running)
 
-    def _now(self) -> int:
-        return max(self._on(_alive()), self._on(_possible()))
+    def exceeds_share(self, running: int) -> bool:
+        """Whether one more trial than `running` would take what is another search's."""
+        return self._share < self._all and running >= self._share and not self._free
+
+    def _look(self) -> None:
+        self._looked = time.monotonic()
+        self._all = max(self._on(_alive()), self._on(_possible()))
+        self._share = math.ceil(self._all / _searches())
+        self._free = self._on([(ray.available_resources(), 1)])
 
     def _on(self, nodes: Nodes) -> int:
         return sum(
             count * min(int(have.get(kind, 0) / need + 1e-9) for kind, need in self._needs.items() if need)
             for have, count in nodes
         )
+
+
+def _searches() -> int:
+    """How many searches run on this Ray now, this one included."""
+    drivers = [job for job in ray._private.state.jobs() if not job["IsDead"]]
+    return max(1, sum(" -m search " in job["Entrypoint"] for job in drivers))
 
 
 Nodes = Sequence[tuple[Mapping[str, float], int]]

@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import time
+import uuid
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,6 +17,8 @@ from trainables.cache import Cache
 from trainables.data import DataConfig, ImageData, load
 from trainables.hparams import HParams
 from trainables.loop import Monitor, Settings, Training
+from trainables.record import OWNER_FILE
+from trainables.rows import replacing
 
 __all__ = ["BEST", "ImageTransfer", "TrialConfig"]
 
@@ -71,9 +74,13 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         """Runs one epoch and gives its metrics, `epoch`, and the best epoch's metrics under `best`."""
         if self._training is None:
             self._reads: set[str] = set()
+            self._owner = _claimed(Path(self._trial["folder"]))
             self._training = _training(self._trial, self._reads)
         training, folder = self._training, Path(self._trial["folder"])
         metrics = training.run_epoch()
+        if (folder / OWNER_FILE).read_text() != self._owner:
+            # This node was cut off and came back, or still sees the disk: what it has is stale.
+            raise RuntimeError("another process goes on with this trial")
         if training.phase_began:
             training.save_record(folder)
             self._check_reads(training)
@@ -104,6 +111,15 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         self._training = None
 
 
+def _claimed(folder: Path) -> str:
+    """Makes this process the only one that writes to a trial's folder; returns the name it has there."""
+    owner = uuid.uuid4().hex
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / OWNER_FILE) as temporary:
+        temporary.write_text(owner)
+    return owner
+
+
 def _training(trial: TrialConfig, reads: set[str]) -> Training:
     settings = {**trial["settings"], "monitor": Monitor(**trial["settings"]["monitor"])}
     hparams = HParams.from_dict(trial["hparams"]).watched(reads)
@@ -114,9 +130,7 @@ def _training(trial: TrialConfig, reads: set[str]) -> Training:
         settings=Settings(**settings),
         cache=_cache(trial["cache_dir"], trial["cache_bytes"]) if trial["cache_bytes"] else None,
     )
-    folder = Path(trial["folder"])
-    folder.mkdir(parents=True, exist_ok=True)
-    training.load_state(folder)
+    training.load_state(Path(trial["folder"]))
     return training
 
 

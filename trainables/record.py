@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["APPLIED_FILE", "METRICS", "MODEL_FOLDER", "PREVIEW_FILE", "STATE_FILE"]
+__all__ = ["APPLIED_FILE", "METRICS", "MODEL_FOLDER", "OWNER_FILE", "PREVIEW_FILE", "STATE_FILE"]
 
 METRICS = (
     "train_loss",
@@ -17,6 +17,8 @@ METRICS = (
 
 STATE_FILE = "state.pt"
 """From which a trial goes on; gone when it has ended."""
+OWNER_FILE = "owner"
+"""Names the process that may write here; whoever goes on with the trial elsewhere replaces it."""
 MODEL_FOLDER = "model"
 """The delta of the best epoch so far."""
 APPLIED_FILE = "applied.json"

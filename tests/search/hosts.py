@@ -69,7 +69,9 @@ class Host:
                 start_new_session=True,
             )
 
-    def run(self, *words: str, user: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, user: str | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end."""
         return subprocess.run(
             self._command(words, user),
@@ -79,6 +81,10 @@ class Host:
             text=True,
             timeout=180,
         )
+
+    def printed(self, command: str) -> str:
+        """What the commands of a name, which were started, have printed so far."""
+        return (self.folder / f"{command}.log").read_text()
 
     def _command(self, words: tuple[str, ...], user: str | None) -> list[str]:
         drop = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"] if user else []
@@ -175,6 +181,10 @@ def network(folder: Path, **environment: str) -> Iterator[Network]:
     try:
         made.make()
         yield made
+    except BaseException:
+        for log in folder.glob("*/*.log"):
+            print(f"== {log}", *log.read_text().splitlines()[-20:], sep="\n")
+        raise
     finally:
         made.remove()
 
