@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 from ray import tune
 
 from trainables import backbones
-from trainables.cache import Cache
+from trainables.cache import Cache, default_root
 from trainables.data import DataConfig, ImageData, load
 from trainables.hparams import HParams
 from trainables.loop import Monitor, Settings, Training
@@ -38,7 +38,7 @@ class TrialConfig(TypedDict):
         folder: where the trial keeps its state and its model; on storage that all nodes share.
         data: as `DataConfig.to_dict` gives it.
         settings: fields of `Settings`; its monitor as fields of `Monitor`.
-        cache_dir: root of the node's cache.
+        cache_dir: root of the node's cache; None: where the node itself keeps it.
         cache_bytes: bound of the cache; 0: frozen features are not kept.
     """
 
@@ -48,7 +48,7 @@ class TrialConfig(TypedDict):
     folder: str
     data: dict[str, Any]
     settings: dict[str, Any]
-    cache_dir: str
+    cache_dir: str | None
     cache_bytes: int
 
 
@@ -123,12 +123,13 @@ def _claimed(folder: Path) -> str:
 def _training(trial: TrialConfig, reads: set[str]) -> Training:
     settings = {**trial["settings"], "monitor": Monitor(**trial["settings"]["monitor"])}
     hparams = HParams.from_dict(trial["hparams"]).watched(reads)
+    cache_dir = trial["cache_dir"] or str(default_root())
     training = Training(
         hparams,
-        _data(trial["cache_dir"], **trial["data"]),
+        _data(cache_dir, **trial["data"]),
         _backbone(hparams.backbone, hparams.weights, hparams.image_size),
         settings=Settings(**settings),
-        cache=_cache(trial["cache_dir"], trial["cache_bytes"]) if trial["cache_bytes"] else None,
+        cache=_cache(cache_dir, trial["cache_bytes"]) if trial["cache_bytes"] else None,
     )
     training.load_state(Path(trial["folder"]))
     return training

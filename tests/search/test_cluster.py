@@ -32,10 +32,11 @@ PASSWORD = "a-password-of-the-database"
 MLFLOW_PASSWORD = "a-password-of-mlflow"
 DASHBOARD = 8265
 
+TRIALS, EPOCHS = 8, 24
 SLOW = (
     "name=moved",
-    "search.trials=6",
-    "search.max_epochs=16",
+    f"search.trials={TRIALS}",
+    f"search.max_epochs={EPOCHS}",
     "search.pruner=none",
     "cache=off",
     "space.policy=classic",
@@ -168,8 +169,6 @@ def test_a_search_outlives_hosts_and_drivers(cluster: Cluster, tmp_path: Path) -
     two.cut()
     three = cluster.join("three")
     until(lambda: cluster.ran_on(three), "a trial on the new worker")
-    assert cluster.rows("status", "moved")["state"] == "RUNNING"
-
     assert "is stopped; `transfer-search resume moved` goes on" in cluster.run("stop", "moved")
     assert cluster.driver("moved") is None  # it ended in order, within the time that Ray gives it
     before = {row["trial"]: row for row in cluster.rows("trials", "moved")}
@@ -183,7 +182,7 @@ def test_a_search_outlives_hosts_and_drivers(cluster: Cluster, tmp_path: Path) -
     assert resumed.wait(60) != 0
 
     printed = cluster.run("resume", "moved")
-    assert "6 completed, 0 pruned, 0 failed, 0 interrupted" in printed
+    assert f"{TRIALS} completed, 0 pruned, 0 failed, 0 interrupted" in printed
     _agree(cluster, before)
     _exports(cluster, tmp_path)
 
@@ -192,14 +191,14 @@ def _agree(cluster: Cluster, before: dict[int, dict[str, Any]]) -> None:
     """One Optuna trial and one MLflow run a trial, no point twice, none running, and no secret kept."""
     rows = cluster.rows("trials", "moved")
     assert [(row["trial"], row["state"], row["epochs"]) for row in rows] == [
-        (number, "COMPLETE", 16) for number in range(6)
+        (number, "COMPLETE", EPOCHS) for number in range(TRIALS)
     ]
     for number, row in before.items():
         assert rows[number]["mlflow_run_id"] == row["mlflow_run_id"]
         assert rows[number]["params"] == row["params"]
     assert all(row["model_uri"] for row in rows)
     status = cluster.rows("status", "moved")
-    assert (status["state"], status["counted"], status["running"]) == ("FINISHED", 6, 0)
+    assert (status["state"], status["counted"], status["running"]) == ("FINISHED", TRIALS, 0)
     assert cluster.rows("doctor", "moved") == {"moved": []}
     kept = [path for path in (cluster.searches / "moved").rglob("*") if path.is_file()]
     for secret in (PASSWORD, MLFLOW_PASSWORD, TOKEN):
