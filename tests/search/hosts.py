@@ -36,7 +36,7 @@ def refusal() -> str | None:
     return f"network namespaces are not allowed: {made.stderr.strip()}" if made.returncode else None
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 90) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 150) -> None:
     """Waits for a condition; fails where it does not come true."""
     end = time.monotonic() + seconds
     while not condition():
@@ -53,6 +53,8 @@ class Host:
     address: str
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    _ray: tuple[str, ...] = ()
+    _joining: subprocess.Popen[str] = field(init=False)
 
     def start(self, *words: str, user: str | None = None, **environment: str) -> subprocess.Popen[str]:
         """Starts a command; its output goes to the host's folder."""
@@ -93,11 +95,20 @@ class Host:
         return ["ip", "netns", "exec", self.namespace, "unshare", "--uts", *script, *drop, *words]
 
     def ray(self, *words: str, cpus: int) -> None:
-        """Joins a Ray cluster, or begins one with --head."""
-        self.start(
+        """Joins a Ray cluster, or begins one with --head; see `joined`."""
+        self._ray = (
             "ray", "start", "--block", "--disable-usage-stats", "--node-ip-address", self.address,
             "--num-cpus", str(cpus), "--object-store-memory", str(80 * 2**20), *words,
         )  # fmt: skip
+        self._joining = self.start(*self._ray)
+
+    def joined(self) -> bool:
+        """Whether Ray runs here; on a slow machine it gives up after 30 s, and is started again."""
+        if "Ray runtime started" in self.printed("ray"):
+            return True
+        if self._joining.poll() is not None:
+            self._joining = self.start(*self._ray)
+        return False
 
     def pids(self) -> list[int]:
         listed = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True)

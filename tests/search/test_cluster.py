@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from tests.search.hosts import Host, Network, answers, mlflow, network, postgresql, refusal, until
 from tests.search.specs import SMALL
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 
 TOKEN = "a-token-that-only-the-cluster-and-its-users-know"
 PASSWORD = "a-password-of-the-database"
@@ -133,10 +133,10 @@ def _started(hosts: Network) -> Cluster:
     head.environment.update(secrets)
     head.ray("--head", "--port", "6379", "--dashboard-host", head.address, cpus=0)
     made = Cluster(hosts, head, [], client, tracking)
-    until(lambda: answers(client, made.address), "Ray's dashboard")
+    until(lambda: head.joined() and answers(client, made.address), "Ray's dashboard")
     made.workers += [made.join("one"), made.join("two")]
     until(lambda: answers(client, f"{tracking}/health"), "MLflow's server")
-    until(lambda: all("Ray runtime started" in each.printed("ray") for each in made.workers), "the workers")
+    until(lambda: all([each.joined() for each in made.workers]), "the workers")
     (client.folder / "small.yaml").write_text(SMALL)
     return made
 
@@ -168,7 +168,7 @@ def test_a_search_outlives_hosts_and_drivers(cluster: Cluster, tmp_path: Path) -
     until(lambda: len(cluster.states("moved")) == 2, "a state of each trial")
     two.cut()
     three = cluster.join("three")
-    until(lambda: cluster.ran_on(three), "a trial on the new worker")
+    until(lambda: three.joined() and cluster.ran_on(three), "a trial on the new worker")
     assert "is stopped; `transfer-search resume moved` goes on" in cluster.run("stop", "moved")
     assert cluster.driver("moved") is None  # it ended in order, within the time that Ray gives it
     before = {row["trial"]: row for row in cluster.rows("trials", "moved")}
