@@ -1,6 +1,7 @@
 """Hosts made of network namespaces on one machine, joined by a switch, and what runs on them.
 
-Each host has its own address, host name, Ray folder and node cache; the disk is what they share.
+Each host has its own address, host name, node cache and Ray folder (which has one path on all hosts of
+a cluster, so it is mounted); the rest of the disk is what they share.
 Whatever was started ends with the `Network`, since all processes in its namespaces are killed.
 """
 
@@ -27,7 +28,7 @@ def refusal() -> str | None:
     """Why hosts cannot be made here; None if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    for tool in ("ip", "unshare", "setpriv"):
+    for tool in ("ip", "unshare", "setpriv", "hostname", "mount"):
         if shutil.which(tool) is None:
             return f"network namespaces need the command {tool}"
     probe = f"probe{os.getpid()}"
@@ -36,7 +37,7 @@ def refusal() -> str | None:
     return f"network namespaces are not allowed: {made.stderr.strip()}" if made.returncode else None
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 150) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
     """Waits for a condition; fails where it does not come true."""
     end = time.monotonic() + seconds
     while not condition():
@@ -90,9 +91,9 @@ class Host:
 
     def _command(self, words: tuple[str, ...], user: str | None) -> list[str]:
         drop = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"] if user else []
-        named = f"hostname {self.name} 2>/dev/null || sysctl -qw kernel.hostname={self.name}"
-        script = ["sh", "-c", f'{named}; exec "$@"', self.name]
-        return ["ip", "netns", "exec", self.namespace, "unshare", "--uts", *script, *drop, *words]
+        own = f"hostname {self.name} && mount --bind {self.folder}/ray $RAY_TMPDIR"
+        script = ["sh", "-c", f'{own} && exec "$@"', self.name]
+        return ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount", *script, *drop, *words]
 
     def ray(self, *words: str, cpus: int) -> None:
         """Joins a Ray cluster, or begins one with --head; see `joined`."""
@@ -157,7 +158,7 @@ class Network:
             **self._environment,
             "HOME": str(folder),
             "XDG_CACHE_HOME": str(folder / "cache"),
-            "RAY_TMPDIR": str(folder / "ray"),
+            "RAY_TMPDIR": str(self._folder / "ray"),
         }
         return host
 
@@ -166,6 +167,7 @@ class Network:
         return f"{self._prefix}-switch"
 
     def make(self) -> None:
+        (self._folder / "ray").mkdir()
         _ip("netns", "add", self._switch)
         _ip("-n", self._switch, "link", "add", "switch", "type", "bridge")
         _ip("-n", self._switch, "link", "set", "switch", "up")

@@ -32,7 +32,7 @@ PASSWORD = "a-password-of-the-database"
 MLFLOW_PASSWORD = "a-password-of-mlflow"
 DASHBOARD = 8265
 
-TRIALS, EPOCHS = 8, 24
+TRIALS, EPOCHS = 8, 16
 SLOW = (
     "name=moved",
     f"search.trials={TRIALS}",
