@@ -68,11 +68,12 @@ def perform(
     """
     if options.get("home"):
         raise BadInput("--home is a folder of this machine, and --address another machine; give one of them")
-    cluster = Cluster(address)
     name = str(options.get("name") or "")
+    if command == "launch":  # first, since what is wrong with it needs no cluster to be seen
+        spec = read_spec(options["spec"], options["override"] or (), name=name or None, elsewhere=True)
+    cluster = Cluster(address)
     match command:
         case "launch":
-            spec = read_spec(options["spec"], options["override"] or (), name=name or None, elsewhere=True)
             _launch(cluster, spec, console, detach=options["detach"], dry_run=options["dry_run"])
         case "resume":
             job = cluster.submit(["resume", *words], search_name=name, job=_new_id(name, "resume"))

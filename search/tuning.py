@@ -261,13 +261,32 @@ class _StudyScheduler(FIFOScheduler):  # type: ignore[misc]
         trial: Trial | None = super().choose_trial_to_run(tune_controller)
         if trial is None and self._conductor.takes_too_much():
             # Tune keeps the process of the trial that ended last, and with it what another search needs.
-            tune_controller._cleanup_cached_actors(force_all=True)
+            tune_controller._tune_controller._cleanup_cached_actors(force_all=True)
         return trial
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         # Tune, which is told to retry for ever, adds a failed trial again.
         if not self._conductor.known(trial.trial_id):
             tune_controller.stop_trial(trial)
+        _let_actors_start(tune_controller._tune_controller)
+
+
+def _let_actors_start(controller: Any) -> None:
+    """Keeps Tune from killing a process that starts for a trial when another falls free for it.
+
+    It does so by default, and where a start takes longer than a trial, a new node never gets one.
+    """
+    if "_maybe_reuse_cached_actor" in vars(controller):
+        return
+    reuse = controller._maybe_reuse_cached_actor
+
+    def reuse_unless_started(trial: Trial) -> bool:
+        own = controller._trial_to_actor.get(trial)
+        if own is not None and controller._actor_manager.is_actor_started(own):
+            return False
+        return bool(reuse(trial))
+
+    controller._maybe_reuse_cached_actor = reuse_unless_started
 
 
 class _StopWhen(Stopper):  # type: ignore[misc]
