@@ -4,9 +4,9 @@
 
 Both fine-tune all of EfficientNet-Lite0 on Fashion-MNIST (digits where it is not installed) with
 TrivialAugment, a random crop, AdamW and cross-entropy, BatchNorm held in evaluation mode as the recipe has
-it, in fp32 on the CPU with the same threads. The peer is what PyTorch's tutorials lead to: a DataLoader over a Dataset that transforms each image with
-torchvision v2, two workers, and a plain step. Ours and the peer take turns; the line has the median
-of the ratios, round by round.
+it, in fp32 on the CPU with the same threads. The peer is what PyTorch's tutorials lead to: a DataLoader
+over a Dataset that transforms each image with torchvision v2, two workers, and a plain step. Ours and the
+peer take turns; the line has the median of the ratios, round by round.
 """
 
 from __future__ import annotations

@@ -96,6 +96,11 @@ class Board:
         told = f"{self._role} {self._label(number)}: an attempt failed: {last}"
         self._console.print(told, style="red", markup=False)
 
+    def trial_moved(self, number: int, moves: int) -> None:
+        self._console.print(
+            f"trial {number}: its node was lost; it goes on elsewhere", style="yellow", markup=False
+        )
+
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         row = self._rows[number]
         row["state"] = ending.value

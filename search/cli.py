@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
+import inspect
 import json
 import logging
 import os
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
 from search.errors import BadInput, TransferSearchError
 
@@ -57,9 +60,63 @@ HomeOption = Annotated[
 ]
 NameArgument = Annotated[str, typer.Argument(help="The search's name.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        envvar=["TRANSFER_SEARCH_ADDRESS", "RAY_API_SERVER_ADDRESS"],
+        help="Do it on the Ray cluster whose dashboard is there, such as https://head:8265.",
+        show_default=False,
+    ),
+]
 
 
-@app.command()
+class _Verbatim(TyperCommand):
+    """A command that keeps its words as they were typed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["words"] = list(args)
+        return super().parse_args(ctx, args)
+
+
+def here_or_there(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the option --address, which does the same on a Ray cluster."""
+
+    @functools.wraps(command)
+    def either(context: typer.Context, address: str | None, **options: Any) -> None:
+        from search.home import is_inside
+
+        if not address or is_inside():
+            command(**options)
+            return
+        from search.cluster import perform
+
+        words = _without_address(context.meta["words"])
+        perform(address, str(context.info_name), words, options, console)
+
+    signature = inspect.signature(command, eval_str=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+        *signature.parameters.values(),
+        inspect.Parameter("address", keyword, default=None, annotation=AddressOption),
+    ]
+    either.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    either.__annotations__ = {each.name: each.annotation for each in parameters}
+    return either
+
+
+def _without_address(words: list[str]) -> list[str]:
+    kept: list[str] = []
+    for index, word in enumerate(words):
+        value = index > 0 and words[index - 1] == "--address"
+        if not (value or word == "--address" or word.startswith("--address=")):
+            kept.append(word)
+    return kept
+
+
+@app.command(cls=_Verbatim)
+@here_or_there
 def launch(
     spec: Annotated[Path, typer.Argument(help="The spec, a YAML file.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="A name in place of the spec's.")] = None,
@@ -165,7 +222,8 @@ def _detach(spec: Path, name: str, override: list[str], place: Home) -> None:
     )
 
 
-@app.command()
+@app.command(cls=_Verbatim)
+@here_or_there
 def resume(
     name: NameArgument,
     trials: Annotated[int | None, typer.Option(min=1, help="A new total of trials.")] = None,
@@ -186,7 +244,8 @@ def resume(
     _farewell(place, outcome.value)
 
 
-@app.command()
+@app.command(cls=_Verbatim)
+@here_or_there
 def stop(
     name: NameArgument,
     final: Annotated[bool, typer.Option(help="For good: what runs is given up.")] = False,
@@ -217,7 +276,8 @@ def stop(
         console.print(f"search {name} is stopped; `transfer-search resume {name}` goes on")
 
 
-@app.command("list")
+@app.command("list", cls=_Verbatim)
+@here_or_there
 def list_searches(as_json: JsonOption = False, home: HomeOption = None) -> None:
     """List the searches and how far they are."""
     from search.home import Home
@@ -236,7 +296,8 @@ def list_searches(as_json: JsonOption = False, home: HomeOption = None) -> None:
     console.print(table if rows else "no searches yet; begin with `transfer-search launch SPEC`")
 
 
-@app.command()
+@app.command(cls=_Verbatim)
+@here_or_there
 def status(
     name: NameArgument,
     watch: Annotated[bool, typer.Option(help="Show it again every two seconds until it ends.")] = False,
@@ -267,7 +328,8 @@ def status(
         time.sleep(2)
 
 
-@app.command()
+@app.command(cls=_Verbatim)
+@here_or_there
 def logs(
     name: NameArgument,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the log grows.")] = False,
@@ -291,7 +353,8 @@ def logs(
                 time.sleep(0.5)
 
 
-@app.command()
+@app.command(cls=_Verbatim)
+@here_or_there
 def trials(
     name: NameArgument,
     as_json: JsonOption = False,
@@ -320,7 +383,8 @@ def trials(
         console.print(table)
 
 
-@app.command()
+@app.command(cls=_Verbatim)
+@here_or_there
 def best(name: NameArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
     """Show the best trial, or the winner among the finalists, and where its model is."""
     from search.home import Home
@@ -335,7 +399,8 @@ def best(name: NameArgument, as_json: JsonOption = False, home: HomeOption = Non
             _show_winner(row)
 
 
-@app.command()
+@app.command(cls=_Verbatim)
+@here_or_there
 def export(
     name: NameArgument,
     to: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
@@ -350,22 +415,30 @@ def export(
         str | None, typer.Option(help="Register the trial's model in MLflow under this name.")
     ] = None,
     alias: Annotated[str | None, typer.Option(help="Alias of the registered version.")] = None,
+    through_mlflow: Annotated[bool, typer.Option(hidden=True)] = False,
     home: HomeOption = None,
 ) -> None:
     """Write a whole model, check it against the trial's recorded metric, and register it."""
-    from search.export import export_trial, register_model
+    from search.export import export_trial, register_model, stored_export
     from search.home import Home
 
     place = Home.existing(name, home)
     if alias and not register:
         raise BadInput("--alias needs --register MODEL")
     wanted = [each.value for each in formats or [Format.PT2, Format.SAFETENSORS]]
-    for line in export_trial(place, to, trial=trial, formats=wanted, console=console):
-        console.print(line, markup=False, highlight=False)
+    stored = None
+    if through_mlflow:
+        stored = stored_export(place, trial=trial, formats=wanted, console=console)
+    else:
+        for line in export_trial(place, to, trial=trial, formats=wanted, console=console):
+            console.print(line, markup=False, highlight=False)
     if register:
         version = register_model(place, trial, register, alias)
         console.print(f"registered {register} version {version}" + (f" as {alias}" if alias else ""))
-    console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
+    if stored:
+        sys.stdout.write(json.dumps(stored) + "\n")  # the last line, for whoever asked from outside
+    else:
+        console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
 
 
 @app.command()
@@ -454,7 +527,8 @@ def _newest(name: str | None, home: Path | None) -> str:
     return read_spec(newest.spec).tracking_uri
 
 
-@app.command()
+@app.command(cls=_Verbatim)
+@here_or_there
 def doctor(
     name: Annotated[str | None, typer.Argument(help="A search; all if not given.")] = None,
     repair: Annotated[bool, typer.Option(help="Mend what can be mended.")] = False,

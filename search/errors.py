@@ -4,7 +4,8 @@
     ├── BadInput                 exit 2: what was asked for cannot be done; nothing was started
     │   ├── SpecError            a spec or an override, with every problem found
     │   ├── UnknownSearch        no search of that name
-    │   └── SearchBusy           another driver holds the search
+    │   ├── SearchBusy           another driver holds the search
+    │   └── Refused              a server wants a token or a password that it was not given
     ├── ExportMismatch           an exported model does not reproduce the recorded metric
     └── TrackingError            MLflow cannot be reached or refused
 
@@ -21,6 +22,7 @@ __all__ = [
     "BadInput",
     "ExportMismatch",
     "Problem",
+    "Refused",
     "SearchBusy",
     "SpecError",
     "TrackingError",
@@ -47,6 +49,10 @@ class UnknownSearch(BadInput):
 
 class SearchBusy(BadInput):
     """Another driver holds the search."""
+
+
+class Refused(BadInput):
+    """A server wants a token or a password, and was given none or a wrong one."""
 
 
 class ExportMismatch(TransferSearchError):

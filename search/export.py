@@ -24,11 +24,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from search.board import progress_bar
-from search.errors import BadInput, ExportMismatch
+from search.errors import BadInput, ExportMismatch, TrackingError
 from search.home import Home
 from search.planning import cache_root
-from search.results import chosen, model_folder
-from search.runs import register
+from search.results import chosen, model_folder, opened
+from search.runs import register, store_files
 from search.spec import read_spec
 from trainables.augment import center_crop
 from trainables.data import ImageData, load
@@ -36,7 +36,7 @@ from trainables.metrics import scores
 from trainables.model import Card, LoadedModel, ModelError, load_delta, whole_model
 from trainables.serving import Classifier
 
-__all__ = ["export_trial", "open_export", "register_model"]
+__all__ = ["export_trial", "open_export", "register_model", "replaceable", "stored_export"]
 
 CARD_FILE = "model.json"
 _FILES = {"pt2": "model.pt2", "safetensors": "model.safetensors", "onnx": "model.onnx"}
@@ -61,8 +61,7 @@ def export_trial(
         loaded = load_delta(model_folder(home, row))
     except ModelError as error:
         raise BadInput(f"the model of trial {row['trial']} cannot be opened: {error}") from error
-    if to.exists() and any(to.iterdir() if to.is_dir() else [to]) and not (to / CARD_FILE).exists():
-        raise BadInput(f"{to} is not empty and holds no export; give another folder with --to")
+    replaceable(to)
     data = load(spec.data.config, cache_dir=cache_root(spec))
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export-") as temporary:
@@ -80,6 +79,33 @@ def export_trial(
         os.replace(written, to)
     names = ", ".join([CARD_FILE, *(_FILES[kind] for kind in formats)])
     yield f"trial {row['trial']} is exported to {to}: {names}"
+
+
+def replaceable(to: Path) -> None:
+    """Checks that `to` is free, or holds an export that another may replace.
+
+    Raises:
+        BadInput: if it holds anything else.
+    """
+    if to.exists() and any(to.iterdir() if to.is_dir() else [to]) and not (to / CARD_FILE).exists():
+        raise BadInput(f"{to} is not empty and holds no export; give another folder with --to")
+
+
+def stored_export(
+    home: Home, *, trial: int | None, formats: Sequence[str], console: Console
+) -> dict[str, Any]:
+    """Exports a trial into MLflow, as artifacts of the search's run; returns what `fetch_files` takes."""
+    spec, study = opened(home)
+    number = chosen(home, trial)["trial"]
+    if study.parent_run is None:
+        raise TrackingError(f"MLflow has no run of {home.name!r} to keep the files; resume the search")
+    with tempfile.TemporaryDirectory(prefix="export-") as folder:
+        to = Path(folder) / "export"
+        *said, _ = export_trial(home, to, trial=number, formats=formats, console=console)
+        for line in said:
+            console.print(line, markup=False, highlight=False)
+        stored = store_files(spec, study.parent_run, to, f"exports/trial-{number}")
+    return {"trial": number, **stored}
 
 
 def _checked(data: ImageData, kind: str, classifier: Classifier) -> str:

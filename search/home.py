@@ -18,7 +18,13 @@ from filelock import FileLock, Timeout
 
 from search.errors import BadInput, SearchBusy, UnknownSearch
 
-__all__ = ["NAME", "Home", "searches_root"]
+__all__ = ["INSIDE", "LAUNCHED", "NAME", "Home", "is_inside", "searches_root"]
+
+INSIDE = "TRANSFER_SEARCH_INSIDE"
+"""Set where a command runs on a cluster, for somebody outside."""
+
+LAUNCHED = "the search is launched"
+"""What a launch there prints once the search has its home: nothing was found wrong."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """What a search may be called: it becomes a folder, an MLflow run and a Ray job."""
@@ -27,8 +33,22 @@ _HEARTBEAT_SECONDS = 5.0
 _STALE_SECONDS = 60.0
 
 
+def is_inside() -> bool:
+    """Whether this process runs on a cluster, as a job of somebody outside."""
+    return bool(os.environ.get(INSIDE))
+
+
 def searches_root(given: Path | None = None) -> Path:
-    """Where searches live: `given`, else TRANSFER_SEARCH_HOME, else `searches` in this folder."""
+    """Where searches live: `given`, else TRANSFER_SEARCH_HOME, else `searches` in this folder.
+
+    Raises:
+        BadInput: on a cluster that does not say; the folder of a job is nobody's.
+    """
+    if is_inside() and not (given or os.environ.get("TRANSFER_SEARCH_HOME")):
+        raise BadInput(
+            "the cluster does not say where searches live; start Ray on its nodes with "
+            "TRANSFER_SEARCH_HOME set to a folder on storage that all of them share"
+        )
     return Path(given or os.environ.get("TRANSFER_SEARCH_HOME") or "searches").expanduser().resolve()
 
 

@@ -21,11 +21,11 @@ from rich.console import Console
 from search.board import Board, progress_bar
 from search.errors import BadInput
 from search.finalists import FinalistStudy, candidates, standings, text, verdict
-from search.home import Home
+from search.home import LAUNCHED, Home, is_inside
 from search.spec import SearchSpec, read_spec
 from search.study import Ending, SearchStudy
 from search.tracking import Tracker
-from search.tuning import Conductor, Trainable, capacity, local_ray, run_trials, warm_workers
+from search.tuning import Conductor, Room, Trainable, cluster_ray, local_ray, run_trials, warm_workers
 
 __all__ = ["Outcome", "abandon", "launch", "resume", "run_study"]
 
@@ -56,8 +56,11 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
             f"the search {spec.name!r} was launched before, in {home.root}; go on with "
             f"`transfer-search resume {spec.name}`, or give this one another name with --name"
         )
+    if is_inside():
+        cluster_ray()
+        Room(spec)  # what no node could ever give is said before anything is written
     home.make()
-    with home.lock(), local_ray():
+    with home.lock(), _ray():
         warm_workers(spec)
         with progress_bar(console) as progress:
             from search.planning import plan
@@ -66,6 +69,8 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
         temporary = home.spec.with_suffix(".tmp")
         temporary.write_text(spec.to_yaml(), encoding="utf-8")
         os.replace(temporary, home.spec)
+        if is_inside():
+            console.print(LAUNCHED)
         for line in planned.data.report.lines():
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return run_study(spec, home, console, SearchStudy.create(spec, home))
@@ -89,7 +94,7 @@ def resume(
         retry_failed: whether failed trials are run again, as new trials beyond the budget.
     """
     spec = read_spec(home.spec)
-    with home.lock(), local_ray():
+    with home.lock(), _ray():
         warm_workers(spec)
         study = SearchStudy.create(spec, home)
         if trials is not None:
@@ -133,6 +138,17 @@ def _given_up(study: SearchStudy, tracker: Tracker) -> int:
     return len(left)
 
 
+@contextmanager
+def _ray() -> Iterator[None]:
+    """The cluster's Ray where this is a job on one, else a Ray of this process's own."""
+    if is_inside():
+        cluster_ray()
+        yield
+        return
+    with local_ray():
+        yield
+
+
 def run_study(
     spec: SearchSpec,
     home: Home,
@@ -158,7 +174,7 @@ def run_study(
         stack.enter_context(_driver_log(home))
         trackers = [Tracker(spec, home, study)]
         stack.callback(trackers[0].abort)
-        stack.enter_context(local_ray())
+        stack.enter_context(_ray())
         stopped = stack.enter_context(_stop_signals(console))  # after Ray, which sets its own
         run = partial(_run_trials, console=console, stopped=stopped, trainable=trainable)
         if seconds is None and spec.search.time is not None:
@@ -169,7 +185,7 @@ def run_study(
             home.finalists.make()
             trackers.append(Tracker(spec, home.finalists, finalists, within=trackers[0]))
             stack.callback(trackers[1].abort)
-            told = finalists.cost(study, _at_once(spec))
+            told = finalists.cost(study, Room(spec).at_once)
             console.print(told, markup=False, highlight=False, soft_wrap=True)
             config = {**trial_config(spec), "score_test": True}
             outcome = run(finalists, home.finalists, trackers[1], config)
@@ -205,7 +221,7 @@ def _run_trials(
         study,
         home,
         config,
-        limit=_at_once(spec),
+        room=Room(spec),
         observers=(tracker, board),
         run_of=tracker.run_of,
         should_stop=lambda: stopped.is_set() or (until is not None and time.time() >= until),
@@ -217,11 +233,6 @@ def _run_trials(
     if not progress.left and not progress.running:
         return Outcome.FINISHED
     return Outcome.STOPPED if stopped.is_set() else Outcome.TIME_OVER
-
-
-def _at_once(spec: SearchSpec) -> int:
-    """How many trials run at a time. Ray must be running."""
-    return min(capacity(spec), spec.resources.concurrency or 2**31)
 
 
 def _finish(

@@ -164,6 +164,6 @@ def trial_config(spec: SearchSpec) -> dict[str, Any]:
         "sampled": [name for name, domain in spec.space.items() if domain.sampled],
         "data": spec.data.config.to_dict(),
         "settings": {**vars(settings), "monitor": vars(settings.monitor)},
-        "cache_dir": str(cache_root(spec)),
+        "cache_dir": spec.cache.dir,
         "cache_bytes": int(spec.cache.max_gb * 2**30) if spec.cache.enabled else 0,
     }

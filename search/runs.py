@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import search
-from search.errors import TrackingError
+from search.errors import Refused, TrackingError
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import ENDINGS, Ending, SearchStudy
@@ -30,10 +31,21 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
 
-__all__ = ["ChildRun", "Links", "Runs", "child_runs", "log_report", "register", "ui_command"]
+__all__ = [
+    "ChildRun",
+    "Links",
+    "Runs",
+    "child_runs",
+    "fetch_files",
+    "log_report",
+    "register",
+    "store_files",
+    "ui_command",
+]
 
 SEARCH_TAG = "transfer_search.search_id"
 STATE_TAG = "state"
+MOVES_TAG = "moves"
 _BATCH = 1000
 
 
@@ -53,7 +65,8 @@ class Runs:
         parent: the run that holds theirs; None: found, or made.
 
     Raises:
-        TrackingError: if MLflow cannot be written.
+        Refused: if MLflow does not know the user.
+        TrackingError: if it cannot be written.
     """
 
     def __init__(
@@ -80,6 +93,8 @@ class Runs:
                 self._log(event["trial"], event["epochs"], {})
             case "failed":
                 self._client.log_text(self._runs[event["trial"]], event["reason"], "traceback.txt")
+            case "move":
+                self._client.set_tag(self._runs[event["trial"]], MOVES_TAG, event["moves"])
             case "end":
                 self._end(event)
             case "summary":
@@ -113,6 +128,7 @@ class Runs:
             else:
                 self._client.update_run(run, status="RUNNING")
         except Exception as error:
+            _refused(error, self._spec.tracking.uri)
             raise TrackingError(
                 f"MLflow at {self._spec.tracking.uri} cannot be written: {error}; check that it runs, "
                 "or give another with --set tracking.uri=…"
@@ -245,6 +261,8 @@ def _client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -375,6 +393,45 @@ def register(spec: SearchSpec, model_uri: str, name: str, alias: str | None) -> 
     except MlflowException as error:
         raise TrackingError(f"MLflow did not register {name!r}: {error}") from error
     return str(version)
+
+
+def _refused(error: Exception, uri: str) -> None:
+    """Raises `Refused` where `error` says that a server does not take the caller."""
+    if any(code in str(error) for code in ("error code 401", "error code 403", "PERMISSION_DENIED")):
+        raise Refused(
+            f"MLflow at {uri} wants a user and a password that it knows; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
+        ) from error
+
+
+def store_files(spec: SearchSpec, run: str, folder: Path, path: str) -> dict[str, str]:
+    """Keeps a folder's files as artifacts of a run; returns what `fetch_files` needs to find them."""
+    _client(spec.tracking_uri).log_artifacts(run, str(folder), path)
+    return {"uri": re.sub("://[^/]*@", "://", spec.tracking_uri), "run": run, "path": path}
+
+
+def fetch_files(stored: Mapping[str, str], to: Path) -> None:
+    """Brings what `store_files` kept to the folder `to`, in place of what is there.
+
+    MLflow is asked at MLFLOW_TRACKING_URI, or else where the cluster knows it.
+
+    Raises:
+        Refused: if MLflow does not know the user.
+        TrackingError: if it cannot be reached from here.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or stored["uri"]
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export-") as folder:
+        try:
+            fetched = _client(uri).download_artifacts(stored["run"], stored["path"], folder)
+        except Exception as error:
+            _refused(error, stored["uri"])
+            raise TrackingError(
+                f"the files cannot be fetched from MLflow at {stored['uri']}: {error}; if it has another "
+                "address here, set MLFLOW_TRACKING_URI to that"
+            ) from error
+        shutil.rmtree(to, ignore_errors=True)
+        os.replace(fetched, to)
 
 
 @dataclass(frozen=True)

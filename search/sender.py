@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from filelock import FileLock
 
-from search.errors import TransferSearchError
+from search.errors import Refused, TransferSearchError
 from search.home import Home
 from search.runs import Runs
 from search.spec import read_spec
@@ -160,6 +160,9 @@ def main() -> None:
                 role=opening["role"],
                 parent=opening["parent"],
             )
+        except Refused as error:
+            answer(answers, "opened", {"refused": str(error)})
+            return
         except TransferSearchError as error:
             answer(answers, "opened", {"error": str(error)})
             return

@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -62,17 +63,21 @@ def _expanded(value: str) -> str:
     return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
 
 
-def _no_secret(value: str | None) -> str | None:
+def _no_secret(value: str | None, info: ValidationInfo) -> str | None:
     """Refuses a password in the text, which the home and MLflow would keep."""
     if value is not None and SECRET.search(value):
         raise ValueError(
             "must not contain a password, since the spec is kept; put the address into an "
             "environment variable and write ${ITS_NAME} here"
         )
-    if value is not None:
+    if value is not None and not (info.context or {}).get(_ELSEWHERE):
         _expanded(value)
     return value
 
+
+_ELSEWHERE = "elsewhere"
+_STORAGE_VARIABLE = "TRANSFER_SEARCH_STORAGE"
+_TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Address = Annotated[str, AfterValidator(_no_secret)]
@@ -218,7 +223,10 @@ class SearchSpec(Section):
     @property
     def storage_url(self) -> str | None:
         """Address of Optuna's storage, its variables filled in; None: the home's SQLite."""
-        return None if self.storage is None else _expanded(self.storage)
+        if self.storage is None:
+            return None
+        # The driver that the package's extras install, whatever SQLAlchemy's default is.
+        return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", _expanded(self.storage))
 
     @property
     def tracking_uri(self) -> str:
@@ -249,8 +257,16 @@ class SearchSpec(Section):
         return str(yaml.safe_dump(values, sort_keys=False))
 
 
-def read_spec(source: Path | str, overrides: Sequence[str] = (), *, name: str | None = None) -> SearchSpec:
+def read_spec(
+    source: Path | str, overrides: Sequence[str] = (), *, name: str | None = None, elsewhere: bool = False
+) -> SearchSpec:
     """Reads a spec file (a `Path`) or text, applies `a.b=c` overrides, and checks all of it.
+
+    Args:
+        source: the file, or what is in it.
+        overrides: values in place of the spec's.
+        name: a name in place of the spec's.
+        elsewhere: whether it is for other machines, whose paths and variables are not looked at.
 
     Raises:
         SpecError: with every problem found.
@@ -265,15 +281,41 @@ def read_spec(source: Path | str, overrides: Sequence[str] = (), *, name: str | 
     problems += space_problems
     checked = {**raw, "space": space}
     try:
-        spec = SearchSpec.model_validate(checked)
+        spec = SearchSpec.model_validate(checked, context={_ELSEWHERE: elsewhere})
     except ValidationError as error:
         problems += problems_of(error, SearchSpec)
         spec = None
     if spec is not None:
         problems += _cross_checks(spec)
+        problems += _paths_here(spec) if elsewhere else ()
     if problems or spec is None:
         raise SpecError(title, (located(problem, lines) for problem in problems))
-    return _absolute(spec)
+    return spec if elsewhere else _absolute(spec)
+
+
+def _paths_here(spec: SearchSpec) -> Iterator[Problem]:
+    """Paths that mean something on this machine alone, in a spec for others."""
+    weights = spec.space.get("weights")
+    given = {
+        "data.source": [spec.data.source] if _is_path(spec.data.source) else [],
+        "data.root": [spec.data.root] if spec.data.root else [],
+        "cache.dir": [spec.cache.dir] if spec.cache.dir else [],
+        "space.weights": [each for each in _values(weights) if each not in _WEIGHTS] if weights else [],
+        "tracking.uri": _RELATIVE_SQLITE.findall(spec.tracking.uri)
+        if "uri" in spec.tracking.model_fields_set
+        else [],
+    }
+    for place, paths in given.items():
+        for path in paths:
+            if not str(path).startswith(("/", "~")):
+                message = "must be an absolute path that every node of the cluster has"
+                if place == "tracking.uri":
+                    message = "must be a server's URL; leave it out for the one that the cluster's head names"
+                yield Problem(place=place, given=repr(path), message=message)
+
+
+def _is_path(source: str) -> bool:
+    return os.sep in source or Path(source).suffix in (".csv", ".parquet")
 
 
 def _cross_checks(spec: SearchSpec) -> Iterator[Problem]:
@@ -307,15 +349,20 @@ def _absolute(spec: SearchSpec) -> SearchSpec:
     """The spec with paths that hold wherever a worker runs, as seen from this folder."""
     data = spec.data
     source = Path(data.source).expanduser()
-    if os.sep in data.source or source.exists() or source.suffix in (".csv", ".parquet"):
+    if _is_path(data.source) or source.exists():
         data = data.model_copy(update={"source": str(source.resolve())})
     if data.root is not None:
         data = data.model_copy(update={"root": str(Path(data.root).expanduser().resolve())})
     update: dict[str, Any] = {"data": data}
-    uri = spec.tracking.uri
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        path = Path(uri.removeprefix("sqlite:///")).resolve()
+    if "uri" not in spec.tracking.model_fields_set and _TRACKING_VARIABLE in os.environ:
+        update["tracking"] = spec.tracking.model_copy(update={"uri": f"${{{_TRACKING_VARIABLE}}}"})
+    elif relative := _RELATIVE_SQLITE.match(spec.tracking.uri):
+        path = Path(relative[1]).resolve()
         update["tracking"] = spec.tracking.model_copy(update={"uri": f"sqlite:///{path}"})
+    if "storage" not in spec.model_fields_set:
+        # Written down even where there is none, so that `resume` looks where `launch` wrote.
+        known = _STORAGE_VARIABLE in os.environ
+        update["storage"] = f"${{{_STORAGE_VARIABLE}}}" if known else None
     if spec.cache.dir is not None:
         path = Path(spec.cache.dir).expanduser().resolve()
         update["cache"] = spec.cache.model_copy(update={"dir": str(path)})
@@ -325,9 +372,17 @@ def _absolute(spec: SearchSpec) -> SearchSpec:
     return copy
 
 
+_RELATIVE_SQLITE = re.compile(r"sqlite:///(?!/)(.*)")
+_WEIGHTS = ("pretrained", "none")
+
+
+def _values(domain: Domain) -> tuple[Any, ...]:
+    return domain.values if isinstance(domain, Choice) else (getattr(domain, "value", None),)
+
+
 def _absolute_weights(domain: Domain) -> Domain:
     def absolute(value: Any) -> Any:
-        return value if value in ("pretrained", "none") else str(Path(value).expanduser().resolve())
+        return value if value in _WEIGHTS else str(Path(value).expanduser().resolve())
 
     if isinstance(domain, Fixed):
         return Fixed(value=absolute(domain.value))

@@ -14,8 +14,9 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from search.errors import TransferSearchError
+from search.errors import BadInput, TransferSearchError
 from search.home import Home
 from search.spec import SearchSpec
 
@@ -25,7 +26,14 @@ __all__ = ["DriverStorage", "database"]
 def database(spec: SearchSpec, home: Home) -> RDBStorage:
     """The database of a search: the spec's, or a file in its home."""
     if spec.storage_url is not None:
-        return RDBStorage(spec.storage_url, engine_kwargs={"pool_pre_ping": True})
+        try:
+            return RDBStorage(spec.storage_url, engine_kwargs={"pool_pre_ping": True})
+        except (ImportError, SQLAlchemyError) as error:
+            raise BadInput(
+                f"Optuna's storage {spec.storage} (storage) cannot be opened: {_reason(error)}; see that it "
+                "runs and takes this user, and that its driver is there: pip install "
+                "'transfer-search[postgresql]'"
+            ) from error
     path = home.root / "study.db"
 
     def connect() -> sqlite3.Connection:
@@ -37,6 +45,12 @@ def database(spec: SearchSpec, home: Home) -> RDBStorage:
         return connection
 
     return RDBStorage(home.study_url, engine_kwargs={"creator": connect})
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a database said; its address, which may hold a password, is not in it."""
+    said = error.orig if isinstance(error, DBAPIError) else error
+    return next(iter(str(said).strip().splitlines()), type(error).__name__)
 
 
 class DriverStorage(InMemoryStorage):

@@ -66,6 +66,7 @@ ENDINGS: Mapping[Ending, Row] = {
 _FEW = 4  # different values, of which an importance says something
 _ENDING = "ending"
 _STARTED = "started"
+_MOVES = "moves"
 
 
 @dataclass(frozen=True)
@@ -371,6 +372,12 @@ class SearchStudy:
             "mlflow_run_id": mlflow_run_id,
         }
         trial.set_user_attr(_STARTED, started)  # at once: every write to the storage costs
+
+    def moved(self, number: int) -> int:
+        """Counts that the trial lost its node and goes on elsewhere; how often it did."""
+        moves = int(self._frozen(number).user_attrs.get(_MOVES, 0)) + 1
+        self._trials[number].set_user_attr(_MOVES, moves)
+        return moves
 
     def report(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Tells Optuna an epoch's value, and returns whether its pruner would stop the trial."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from search.errors import TrackingError
+from search.errors import Refused, TrackingError
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import Assignment, Ending, SearchStudy
@@ -130,9 +130,12 @@ class Tracker:
         """Waits for the parent run, and up to `timeout` seconds for what an earlier driver left to be sent.
 
         Raises:
+            Refused: if MLflow does not know the user.
             TrackingError: if MLflow cannot be written.
         """
         opened = self._answer("opened", _OPEN_SECONDS) or {"error": f"no answer; see {self._home.log}"}
+        if "refused" in opened:
+            raise Refused(opened["refused"])
         if "error" in opened:
             raise TrackingError(opened["error"])
         if self._study.parent_run != opened["parent"]:
@@ -221,6 +224,9 @@ class Tracker:
 
     def attempt_failed(self, number: int, reason: str) -> None:
         self._put({"event": "failed", "trial": number, "reason": reason})
+
+    def trial_moved(self, number: int, moves: int) -> None:
+        self._put({"event": "move", "trial": number, "moves": moves})
 
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         self._put(

@@ -27,9 +27,7 @@ from search.errors import BadInput
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import Assignment, Ending, SearchStudy
-from trainables.record import BEST, METRICS, STATE_FILE, TEST_METRICS
-
-__all__ = ["Conductor", "Observer", "Trainable", "capacity", "local_ray", "run_trials", "warm_workers"]
+from trainables.record import BEST, METRICS, OWNER_FILE, STATE_FILE, TEST_METRICS
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +50,8 @@ _TUNE_ENVIRONMENT = {
 
 _OUT_OF_MEMORY = re.compile(r"^torch\.OutOfMemoryError: .*", re.MULTILINE)
 """The exception's type as a traceback names it: at the start of a line, never within a message."""
+_NODE_LOST = ("its node has died", "The actor is temporarily unavailable", "preempted")
+"""How Ray says that a trial's process was lost with its node, or cannot be reached any more."""
 
 
 class Observer(Protocol):
@@ -62,6 +62,8 @@ class Observer(Protocol):
     def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None: ...
 
     def attempt_failed(self, number: int, reason: str) -> None: ...
+
+    def trial_moved(self, number: int, moves: int) -> None: ...
 
     def trial_ended(
         self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str
@@ -75,7 +77,7 @@ class Conductor:
         study: the truth.
         home: where trials keep their state.
         config: what is the same for every trial.
-        limit: how many trials may run at once.
+        room: how many trials may run.
         observers: told of everything, in this order, before the study is.
         run_of: MLflow's run id of a trial that `observers` were told has started.
         should_stop: whether to hand out no more.
@@ -87,7 +89,7 @@ class Conductor:
         home: Home,
         config: Mapping[str, Any],
         *,
-        limit: int,
+        room: Room,
         observers: Sequence[Observer],
         run_of: Callable[[int], str | None],
         should_stop: Callable[[], bool],
@@ -96,7 +98,7 @@ class Conductor:
         self.home = home
         self.should_stop = should_stop
         self._config = dict(config)
-        self._limit = limit
+        self._room = room
         self._observers = observers
         self._run_of = run_of
         self._waiting = study.interrupted()
@@ -105,13 +107,14 @@ class Conductor:
         self._max_epochs: dict[int, int] = {}
         self._failures: dict[int, int] = {}
         self._shares: dict[int, float] = {}
+        self._told: dict[int, int] = {}
         self._last: dict[int, Mapping[str, float]] = {}
 
     def next(self, tune_id: str) -> dict[str, Any] | str | None:
         """A trial's configuration; None for none yet; FINISHED for none ever again."""
         if self.should_stop():
             return str(Searcher.FINISHED)
-        if len(self._numbers) >= self._limit:
+        if not self._room.for_more_than(len(self._numbers)):
             return None
         if self._waiting:
             assignment = self.study.continue_trial(self._waiting.pop(0))
@@ -144,6 +147,9 @@ class Conductor:
             if f"{BEST}/{name}" in result
         }
         self._last[number] = best
+        if epoch <= self._told.get(number, 0):
+            return True  # a trial that was moved or retried repeats what it had not yet saved
+        self._told[number] = epoch
         for observer in self._observers:
             observer.epoch_ended(number, epoch, metrics)
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -164,6 +170,11 @@ class Conductor:
         """Takes note that a trial's attempt failed; whether it is to be tried again."""
         number = self._numbers[tune_id]
         last = reason[max(0, reason.rfind("Failure # ")) :]  # Tune adds each failure to the same file
+        if any(sign in last for sign in _NODE_LOST):
+            moves = self.study.moved(number)
+            for observer in self._observers:
+                observer.trial_moved(number, moves)
+            return True
         for observer in self._observers:
             observer.attempt_failed(number, reason)
         if memory := _OUT_OF_MEMORY.search(last):
@@ -197,6 +208,10 @@ class Conductor:
         for tune_id in list(self._numbers):
             self._end(tune_id, Ending.INTERRUPTED, "the search was stopped")
 
+    def takes_too_much(self) -> bool:
+        """Whether one more trial would take what is another search's."""
+        return self._room.exceeds_share(len(self._numbers))
+
     def known(self, tune_id: str) -> bool:
         """Whether the trial is handed out and has not ended."""
         return tune_id in self._numbers
@@ -208,7 +223,8 @@ class Conductor:
             observer.trial_ended(number, ending, best, reason)
         self.study.end(number, ending, best, reason)
         if ending is not Ending.INTERRUPTED:
-            (self.home.trial(number) / STATE_FILE).unlink(missing_ok=True)
+            for name in (STATE_FILE, OWNER_FILE):
+                (self.home.trial(number) / name).unlink(missing_ok=True)
 
 
 class _StudySearcher(Searcher):  # type: ignore[misc]
@@ -262,10 +278,36 @@ class _StudyScheduler(FIFOScheduler):  # type: ignore[misc]
             if share != trial.placement_group_factory.required_resources.get("GPU", 0):
                 trial.update_resources({"cpu": self._conductor.study.spec.resources.cpu, "gpu": share})
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        trial: Trial | None = super().choose_trial_to_run(tune_controller)
+        if trial is None and self._conductor.takes_too_much():
+            # Tune keeps the process of the trial that ended last, and with it what another search needs.
+            tune_controller._tune_controller._cleanup_cached_actors(force_all=True)
+        return trial
+
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         # Tune, which is told to retry for ever, adds a failed trial again.
         if not self._conductor.known(trial.trial_id):
             tune_controller.stop_trial(trial)
+        _let_actors_start(tune_controller._tune_controller)
+
+
+def _let_actors_start(controller: Any) -> None:
+    """Keeps Tune from killing a process that starts for a trial when another falls free for it.
+
+    It does so by default, and where a start takes longer than a trial, a new node never gets one.
+    """
+    if "_maybe_reuse_cached_actor" in vars(controller):
+        return
+    reuse = controller._maybe_reuse_cached_actor
+
+    def reuse_unless_started(trial: Trial) -> bool:
+        own = controller._trial_to_actor.get(trial)
+        if own is not None and controller._actor_manager.is_actor_started(own):
+            return False
+        return bool(reuse(trial))
+
+    controller._maybe_reuse_cached_actor = reuse_unless_started
 
 
 class _StopWhen(Stopper):  # type: ignore[misc]
@@ -315,32 +357,99 @@ def local_ray(cpus: int | None = None, gpus: int | None = None) -> Iterator[None
         ray.shutdown()
 
 
-def capacity(spec: SearchSpec) -> int:
-    """How many of the spec's trials the cluster can run at once.
+def cluster_ray() -> None:
+    """Connects to the cluster on which this job runs; its runtime environment is the job's.
+
+    The connection ends with the process: with it Ray removes the folder that the code is run from.
+    """
+    os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_ENVIRONMENT.items()})
+    # One pending trial at a time would let an autoscaler add one node at a time.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "4")
+    if not ray.is_initialized():
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+
+
+class Room:
+    """Whether more of a spec's trials may run: as many as the nodes hold, which come and go.
+
+    Searches that share a cluster get equal shares; what others leave free, each may take.
 
     Raises:
-        BadInput: if it cannot run one.
+        BadInput: if none could ever run, neither on a node that is there nor on one that could come.
     """
-    have = ray.cluster_resources()
-    fits = [
-        math.floor(have.get(kind, 0) / need + 1e-9)
-        for kind, need in (("CPU", spec.resources.cpu), ("GPU", spec.resources.gpu))
-        if need
-    ]
-    if min(fits) < 1:
-        raise BadInput(
-            f"a trial asks for cpu {spec.resources.cpu:g} and gpu {spec.resources.gpu:g} (resources), "
-            f"but the cluster has CPU {have.get('CPU', 0):g} and GPU {have.get('GPU', 0):g}; "
-            "ask for less, e.g. --set resources.gpu=0"
+
+    _SECONDS = 2.0
+
+    def __init__(self, spec: SearchSpec) -> None:
+        self._needs = {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}
+        self._most = spec.resources.concurrency or 2**31
+        self._look()
+        if not self._all:
+            raise BadInput(
+                f"a trial asks for cpu {spec.resources.cpu:g} and gpu {spec.resources.gpu:g} (resources), "
+                f"but no node could ever give that: there can be {_described([*_alive(), *_possible()])}; "
+                "ask for less, e.g. --set resources.gpu=0"
+            )
+
+    @property
+    def at_once(self) -> int:
+        """How many trials may run at a time where nobody else runs any."""
+        return min(self._all, self._most)
+
+    def for_more_than(self, running: int) -> bool:
+        """Whether one more trial may run beside `running` ones."""
+        if time.monotonic() - self._looked > self._SECONDS:
+            self._look()
+        return running < self.at_once and not self.exceeds_share(running)
+
+    def exceeds_share(self, running: int) -> bool:
+        """Whether one more trial than `running` would take what is another search's."""
+        return self._share < self._all and running >= self._share and not self._free
+
+    def _look(self) -> None:
+        self._looked = time.monotonic()
+        self._all = max(self._on(_alive()), self._on(_possible()))
+        self._share = math.ceil(self._all / _searches())
+        self._free = self._on([(ray.available_resources(), 1)])
+
+    def _on(self, nodes: Nodes) -> int:
+        return sum(
+            count * min(int(have.get(kind, 0) / need + 1e-9) for kind, need in self._needs.items() if need)
+            for have, count in nodes
         )
-    return int(min(fits))
+
+
+def _searches() -> int:
+    """How many searches run on this Ray now, this one included."""
+    drivers = [job for job in ray._private.state.jobs() if not job["IsDead"]]
+    return max(1, sum(" -m search " in job["Entrypoint"] for job in drivers))
+
+
+Nodes = Sequence[tuple[Mapping[str, float], int]]
+"""What a node has, by kind of resource, and how many there are of it."""
+
+
+def _alive() -> Nodes:
+    return [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+
+
+def _possible() -> Nodes:
+    """The nodes that an autoscaler may start; none where there is no autoscaler."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return [(dict(each.resources), each.max_count if each.max_count >= 0 else 2**20) for each in groups]
+
+
+def _described(nodes: Nodes) -> str:
+    told = [f"CPU {have.get('CPU', 0):g} and GPU {have.get('GPU', 0):g}" for have, _ in nodes]
+    return "nodes with " + ", or ".join(dict.fromkeys(told))
 
 
 def warm_workers(spec: SearchSpec) -> None:
     """Lets the processes that will run trials import what they need, while the caller does other things."""
     resources = {"num_cpus": spec.resources.cpu, "num_gpus": spec.resources.gpu}
     with suppress(BadInput):  # said later, with what else is wrong
-        for _ in range(min(capacity(spec), spec.resources.concurrency or 2**31)):
+        for _ in range(Room(spec).at_once):
             ray.remote(**resources)(_import_trainable).remote()
 
 

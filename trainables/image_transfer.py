@@ -6,19 +6,21 @@ import functools
 import os
 import platform
 import time
+import uuid
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from ray import tune
 
 from trainables import backbones
-from trainables.cache import Cache
+from trainables.cache import Cache, default_root
 from trainables.data import DataConfig, ImageData, load
 from trainables.footprint import keep_within
 from trainables.hparams import HParams
 from trainables.loop import Monitor, Settings, Training
 from trainables.model import load_delta
-from trainables.record import BEST, MODEL_FOLDER, TEST_METRICS
+from trainables.record import BEST, MODEL_FOLDER, OWNER_FILE, TEST_METRICS
+from trainables.rows import replacing
 
 __all__ = ["ImageTransfer", "TrialConfig"]
 
@@ -35,7 +37,7 @@ class TrialConfig(TypedDict):
         folder: where the trial keeps its state and its model; on storage that all nodes share.
         data: as `DataConfig.to_dict` gives it.
         settings: fields of `Settings`; its monitor as fields of `Monitor`.
-        cache_dir: root of the node's cache.
+        cache_dir: root of the node's cache; None: where the node itself keeps it.
         cache_bytes: bound of the cache; 0: frozen features are not kept.
         score_test: whether the trial is scored on the test split when it has run all its epochs; a
             search's trials never are, only its finalists.
@@ -47,7 +49,7 @@ class TrialConfig(TypedDict):
     folder: str
     data: dict[str, Any]
     settings: dict[str, Any]
-    cache_dir: str
+    cache_dir: str | None
     cache_bytes: int
     score_test: NotRequired[bool]
 
@@ -77,11 +79,15 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         """
         if self._training is None:
             self._reads: set[str] = set()
+            self._owner = _claimed(Path(self._trial["folder"]))
             if self.trial_resources is not None:
                 keep_within(self.trial_resources.required_resources.get("GPU", 0))
             self._training = _training(self._trial, self._reads)
         training, folder = self._training, Path(self._trial["folder"])
         metrics = training.run_epoch()
+        if (folder / OWNER_FILE).read_text() != self._owner:
+            # This node was cut off and came back, or still sees the disk: what it has is stale.
+            raise RuntimeError("another process goes on with this trial")
         if training.phase_began:
             training.save_record(folder)
             self._check_reads(training)
@@ -113,19 +119,27 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         self._training = None
 
 
+def _claimed(folder: Path) -> str:
+    """Makes this process the only one that writes to a trial's folder; returns the name it has there."""
+    owner = uuid.uuid4().hex
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / OWNER_FILE) as temporary:
+        temporary.write_text(owner)
+    return owner
+
+
 def _training(trial: TrialConfig, reads: set[str]) -> Training:
     settings = {**trial["settings"], "monitor": Monitor(**trial["settings"]["monitor"])}
     hparams = HParams.from_dict(trial["hparams"]).watched(reads)
+    cache_dir = trial["cache_dir"] or str(default_root())
     training = Training(
         hparams,
-        _data(trial["cache_dir"], **trial["data"]),
+        _data(cache_dir, **trial["data"]),
         _backbone(hparams.backbone, hparams.weights, hparams.image_size),
         settings=Settings(**settings),
-        cache=_cache(trial["cache_dir"], trial["cache_bytes"]) if trial["cache_bytes"] else None,
+        cache=_cache(cache_dir, trial["cache_bytes"]) if trial["cache_bytes"] else None,
     )
-    folder = Path(trial["folder"])
-    folder.mkdir(parents=True, exist_ok=True)
-    training.load_state(folder)
+    training.load_state(Path(trial["folder"]))
     return training
 
 

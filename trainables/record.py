@@ -7,6 +7,7 @@ __all__ = [
     "BEST",
     "METRICS",
     "MODEL_FOLDER",
+    "OWNER_FILE",
     "PREVIEW_FILE",
     "RECORD_FOLDER",
     "STATE_FILE",
@@ -31,6 +32,8 @@ TEST_METRICS = ("test_loss", "test_accuracy", "test_macro_f1")
 
 STATE_FILE = "state.pt"
 """From which a trial goes on; gone when it has ended."""
+OWNER_FILE = "owner"
+"""Names the process that may write here; whoever goes on with the trial elsewhere replaces it."""
 MODEL_FOLDER = "model"
 """The delta of the best epoch so far."""
 RECORD_FOLDER = "record"
