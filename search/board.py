@@ -38,6 +38,7 @@ class Board:
         best: number and value of the best trial so far, if any.
         role: what a trial is called.
         label: what is shown for its number.
+        doing: what a running trial is at, in words, where that takes long.
         until: when the time is over, in seconds since the epoch.
     """
 
@@ -50,6 +51,7 @@ class Board:
         best: Callable[[], tuple[int, float] | None],
         role: str = "trial",
         label: Callable[[int], str] = str,
+        doing: Callable[[int], str] = lambda number: "",
         until: float | None = None,
     ) -> None:
         self._spec = spec
@@ -58,6 +60,7 @@ class Board:
         self._best = best
         self._role = role
         self._label = label
+        self._doing = doing
         self._until = until
         self._began = time.time()
         self._rows: dict[int, dict[str, Any]] = {}
@@ -133,12 +136,13 @@ class Board:
             table.add_column(title, no_wrap=title != "hyperparameters", overflow="ellipsis")
         for number in sorted(self._rows)[-_ROWS:]:
             row = self._rows[number]
+            doing = self._doing(number) if row["state"] == "RUNNING" else ""
             table.add_row(
                 row["label"],
                 Text(row["state"].lower(), style=_STYLES.get(row["state"], "red")),
                 f"{row['epoch']}/{row['epochs']}",
                 "" if row["value"] is None else f"{row['value']:.4f}",
-                Text(self._described(row["params"]), no_wrap=True, overflow="ellipsis"),
+                Text(doing or self._described(row["params"]), no_wrap=True, overflow="ellipsis"),
             )
         return Group(self._headline(), table)
 

@@ -553,6 +553,35 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command("cache")
+def show_cache(
+    max_gb: Annotated[
+        float | None, typer.Option(min=0, help="Evict the least recently used until this is left; 0: all.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--dir", help="The cache; else the node's own.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what this node keeps of images and frozen features; prune it. Safe at any time."""
+    from trainables.cache import Cache, default_root
+
+    cache = Cache(root or default_root())
+    freed = 0 if max_gb is None else cache.sweep(int(max_gb * 1e9))
+    images = [size for path, size, _ in cache.entries() if path.is_dir()]
+    features = [size for path, size, _ in cache.entries() if not path.is_dir()]
+    if as_json:
+        told = {"features": len(features), "features_bytes": sum(features)}
+        told |= {"sources": len(images), "images_bytes": sum(images), "freed_bytes": freed}
+        _print_json({"root": str(cache.root), **told})
+        return
+    console.print(f"{cache.root}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"  frozen features: {sum(features) / 1e9:.3f} GB in {len(features)} entries")
+    console.print(f"  decoded images: {sum(images) / 1e9:.3f} GB of {len(images)} sources")
+    if max_gb is not None:
+        console.print(f"  freed {freed / 1e9:.3f} GB")
+
+
 @app.command("backbones")
 def list_backbones(
     pattern: Annotated[str | None, typer.Argument(help="A part of a name, or a glob: 'timm/*lite*'.")] = None,

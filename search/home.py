@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from search.errors import BadInput, SearchBusy, UnknownSearch
+from trainables.record import PROGRESS_FILE
 
 __all__ = ["INSIDE", "LAUNCHED", "NAME", "Home", "is_inside", "searches_root"]
 
@@ -129,6 +130,13 @@ class Home:
     def trial(self, number: int) -> Path:
         """Where the trial keeps its state and its model."""
         return self.checkpoints / f"{number:05d}"
+
+    def doing(self, number: int) -> str:
+        """What a trial says that it is at; nothing where that does not take long."""
+        try:
+            return (self.trial(number) / PROGRESS_FILE).read_text(encoding="utf-8")
+        except OSError:
+            return ""
 
     def make(self) -> None:
         """Makes the home's folders.

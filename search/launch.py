@@ -215,6 +215,7 @@ def _run_trials(
         best=study.leader,
         role=study.role,
         label=study.label,
+        doing=home.doing,
         until=until,
     )
     conductor = Conductor(

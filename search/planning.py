@@ -10,7 +10,7 @@ from typing import Any
 
 from search.domains import Choice, Domain, Fixed, Range
 from search.errors import Problem, SpecError
-from search.home import Home
+from search.home import Home, is_inside
 from search.spec import SearchSpec
 from trainables import backbones
 from trainables.cache import default_root
@@ -164,6 +164,6 @@ def trial_config(spec: SearchSpec) -> dict[str, Any]:
         "sampled": [name for name, domain in spec.space.items() if domain.sampled],
         "data": spec.data.config.to_dict(),
         "settings": {**vars(settings), "monitor": vars(settings.monitor)},
-        "cache_dir": spec.cache.dir,
+        "cache_dir": spec.cache.dir if is_inside() else str(cache_root(spec)),
         "cache_bytes": int(spec.cache.max_gb * 2**30) if spec.cache.enabled else 0,
     }

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections import OrderedDict
@@ -59,6 +60,7 @@ class Usage:
         resident: joined entries that were still in memory.
         hits: entries that were read from the disk.
         computed: entries that nobody had.
+        seconds_saved: what the entries that were there took whoever computed them.
     """
 
     resident: int = 0
@@ -67,6 +69,7 @@ class Usage:
     bytes_read: int = 0
     bytes_written: int = 0
     compute_seconds: float = 0.0
+    seconds_saved: float = 0.0
     wait_seconds: float = 0.0
 
 
@@ -86,7 +89,7 @@ class Cache:
         self.resident_bytes = resident_bytes
         self.usage = Usage()
         self._unswept = max_bytes  # so that the first write measures what is there
-        self._resident: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._resident: OrderedDict[str, tuple[torch.Tensor, float]] = OrderedDict()
 
     def read(self, key: str) -> torch.Tensor | None:
         """The entry of `key`, or None where there is none that is whole."""
@@ -94,11 +97,11 @@ class Cache:
         try:
             with safe_open(path, framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor("value")
-                expected = (file.metadata() or {}).get("digest")
+                said = file.metadata() or {}
         except (OSError, SafetensorError):
             # Absent, or torn by a crash of the machine: either way it is computed again.
             return None
-        if _content_digest(tensor) != expected:
+        if _content_digest(tensor) != said.get("digest"):
             log.warning("cache entry %s does not match its digest; computing it again", path)
             with suppress(OSError):
                 path.unlink()
@@ -107,12 +110,18 @@ class Cache:
             os.utime(path)
         self.usage.hits += 1
         self.usage.bytes_read += tensor.nbytes
+        self.usage.seconds_saved += float(said.get("seconds", 0))
         return tensor
 
-    def write(self, key: str, tensor: torch.Tensor) -> None:
-        """Keeps `tensor` under `key`; a disk that is full or read-only costs the entry, not the trial."""
+    def write(self, key: str, tensor: torch.Tensor, seconds: float = 0.0) -> None:
+        """Keeps `tensor`, which took `seconds` to compute, under `key`.
+
+        A disk that is full or read-only costs the entry, not the trial.
+        """
         tensor = tensor.contiguous()
-        data = save({"value": tensor}, metadata={"digest": _content_digest(tensor)})
+        data = save(
+            {"value": tensor}, metadata={"digest": _content_digest(tensor), "seconds": f"{seconds:.3f}"}
+        )
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,16 +184,19 @@ class Cache:
         The most recently used stay in memory, up to `resident_bytes`.
         """
         name = digest({"joined": list(keys)})
-        value = self._resident.pop(name, None)
-        if value is None:
+        kept = self._resident.pop(name, None)
+        if kept is None:
+            before = self.usage.compute_seconds + self.usage.seconds_saved
             value = torch.cat(self.fetch(keys, compute, progress))
+            kept = value, self.usage.compute_seconds + self.usage.seconds_saved - before
         else:
             self.usage.resident += 1
-        if value.nbytes <= self.resident_bytes:
-            self._resident[name] = value
-        while sum(each.nbytes for each in self._resident.values()) > self.resident_bytes:
+            self.usage.seconds_saved += kept[1]
+        if kept[0].nbytes <= self.resident_bytes:
+            self._resident[name] = kept
+        while sum(value.nbytes for value, _ in self._resident.values()) > self.resident_bytes:
             self._resident.popitem(last=False)
-        return value
+        return kept[0]
 
     def _entry(self, key: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor | None:
         """The entry, computed if need be; None while another process computes it."""
@@ -199,14 +211,19 @@ class Cache:
                 return value
             began = time.perf_counter()
             value = compute()
-            self.usage.compute_seconds += time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            self.usage.compute_seconds += seconds
             self.usage.computed += 1
-            self.write(key, value)
+            self.write(key, value, seconds)
             return value
 
     def entries(self) -> list[tuple[Path, int, float]]:
-        """Path, bytes and time of last use of every entry, least recently used first."""
-        return sorted(self._files(_SUFFIX), key=lambda entry: entry[2])
+        """Path, bytes and time of last use of every entry, least recently used first.
+
+        An entry is a file of features, or the folder of a source's decoded images.
+        """
+        found = [*self._files(_SUFFIX), *self._folders()]
+        return sorted(found, key=lambda entry: entry[2])
 
     def sweep(self, max_bytes: int | None = None) -> int:
         """Evicts the least recently used entries until at most `max_bytes` are left; returns bytes freed."""
@@ -219,7 +236,10 @@ class Cache:
             if freed >= excess:
                 break
             with suppress(OSError):  # another user's, on a disk that is shared
-                path.unlink(missing_ok=True)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
                 freed += size
         for leftover, _, modified in self._files(_TEMPORARY):
             # A writer that was killed leaves its temporary file; one that lives renames it in seconds.
@@ -227,6 +247,15 @@ class Cache:
                 with suppress(OSError):
                     leftover.unlink()
         return freed
+
+    def _folders(self) -> Iterator[tuple[Path, int, float]]:
+        """Path, bytes and time of last use of every source's decoded images."""
+        with suppress(OSError):
+            for folder in (self.root / "data").iterdir():
+                with suppress(OSError):
+                    files = [path.stat() for path in folder.iterdir()]
+                    if files:
+                        yield folder, sum(f.st_size for f in files), max(f.st_mtime for f in files)
 
     def _files(self, suffix: str) -> Iterator[tuple[Path, int, float]]:
         """Path, bytes and time of modification of every file with that suffix that stays long enough."""

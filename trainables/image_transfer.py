@@ -7,6 +7,7 @@ import os
 import platform
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -19,12 +20,13 @@ from trainables.footprint import keep_within
 from trainables.hparams import HParams
 from trainables.loop import Monitor, Settings, Training
 from trainables.model import load_delta
-from trainables.record import BEST, MODEL_FOLDER, OWNER_FILE, TEST_METRICS
+from trainables.record import BEST, MODEL_FOLDER, OWNER_FILE, PROGRESS_FILE, TEST_METRICS
 from trainables.rows import replacing
 
 __all__ = ["ImageTransfer", "TrialConfig"]
 
 _STATE_SECONDS = 10.0
+_PROGRESS_SECONDS = 0.5
 
 
 class TrialConfig(TypedDict):
@@ -88,8 +90,9 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         if (folder / OWNER_FILE).read_text() != self._owner:
             # This node was cut off and came back, or still sees the disk: what it has is stale.
             raise RuntimeError("another process goes on with this trial")
+        (folder / PROGRESS_FILE).unlink(missing_ok=True)
+        training.save_record(folder)
         if training.phase_began:
-            training.save_record(folder)
             self._check_reads(training)
         if training.improved:
             training.save_model(folder)
@@ -138,9 +141,23 @@ def _training(trial: TrialConfig, reads: set[str]) -> Training:
         _backbone(hparams.backbone, hparams.weights, hparams.image_size),
         settings=Settings(**settings),
         cache=_cache(cache_dir, trial["cache_bytes"]) if trial["cache_bytes"] else None,
+        progress=_progress(Path(trial["folder"]) / PROGRESS_FILE),
     )
     training.load_state(Path(trial["folder"]))
     return training
+
+
+def _progress(file: Path) -> Callable[[str, int, int], None]:
+    """Writes what is going on into a file that the search shows, at most twice a second."""
+    shown = time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > _PROGRESS_SECONDS:
+            shown = time.monotonic()
+            file.write_text(f"{what}: {done / total:.0%}")
+
+    return show
 
 
 def _test_scores(training: Training, folder: Path) -> dict[str, float]:

@@ -129,6 +129,7 @@ class Training:
         self.backbone = backbone
         self.settings = settings
         self.cache = cache
+        self._usage_before = {} if cache is None else dict(vars(cache.usage))
         self.progress = progress
         self.device = torch.device(settings.device)
         self.epoch = 0
@@ -405,13 +406,23 @@ class Training:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "phases": list(self._applied.values()),
+            "cache": self._used(),
         }
+
+    def _used(self) -> dict[str, float]:
+        """What the trial had of the cache so far; `seconds_saved` is what others took to compute it."""
+        if self.cache is None:
+            return {}
+        now = vars(self.cache.usage)
+        return {name: round(now[name] - self._usage_before[name], 3) for name in now}
 
     def _described(self, phase: Phase) -> dict[str, Any]:
         modules = {name.rpartition(".")[0] for name, p in self.model.named_parameters() if p.requires_grad}
         return {
             **vars(phase),
-            "features": ("cached" if self.cache else "computed") if self._features else "none",
+            "features": ("cached" if self.cache else "online: the cache is off")
+            if self._features
+            else "online: the trunk trains",
             "optimizer": type(self._optimizer).__name__,
             "schedule": self.hparams.schedule,
             "trainable_parameters": sum(p.numel() for p in self._trained),
@@ -432,7 +443,7 @@ class Training:
         (folder / RECORD_FOLDER).mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.applied(), indent=2) + "\n"
         (folder / APPLIED_FILE).write_text(text, encoding="utf-8")
-        if not self.policy.is_identity:
+        if self.phase_began and not self.policy.is_identity:
             (folder / PREVIEW_FILE).write_bytes(_preview(self.data, self.policy, self.backbone.preprocessing))
 
 

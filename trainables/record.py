@@ -9,6 +9,7 @@ __all__ = [
     "MODEL_FOLDER",
     "OWNER_FILE",
     "PREVIEW_FILE",
+    "PROGRESS_FILE",
     "RECORD_FOLDER",
     "STATE_FILE",
     "TEST_METRICS",
@@ -34,6 +35,8 @@ STATE_FILE = "state.pt"
 """From which a trial goes on; gone when it has ended."""
 OWNER_FILE = "owner"
 """Names the process that may write here; whoever goes on with the trial elsewhere replaces it."""
+PROGRESS_FILE = "progress"
+"""In words, what an epoch that takes long is at; gone when the epoch has ended."""
 MODEL_FOLDER = "model"
 """The delta of the best epoch so far."""
 RECORD_FOLDER = "record"

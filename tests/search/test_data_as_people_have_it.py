@@ -14,6 +14,8 @@ from tests.search.commands import rows, transfer_search
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 
 def picture(kind: str, seed: int) -> Image.Image:
     """A noisy picture, reddish or bluish."""

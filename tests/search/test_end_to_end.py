@@ -23,9 +23,11 @@ from tests.search.commands import rows, transfer_search
 from tests.search.specs import SMALL
 from trainables.data import load
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
+
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searched(tmp_path_factory: pytest.TempPathFactory, shared_ray: None) -> Path:
     """A folder in which the small search was launched and has ended."""
     place = tmp_path_factory.mktemp("searched")
     (place / "small.yaml").write_text(SMALL)

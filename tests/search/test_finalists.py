@@ -365,7 +365,7 @@ def write_images(folder: Path, wrong: int = 0) -> None:
 
 
 @pytest.fixture(scope="module")
-def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory, shared_ray: None) -> Path:
     """A search whose driver was killed among the finalists, and which was then resumed to its end."""
     place = tmp_path_factory.mktemp("killed")
     write_images(place)
@@ -391,7 +391,7 @@ def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mislabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mislabelled(tmp_path_factory: pytest.TempPathFactory, shared_ray: None) -> Path:
     """The same search, not interrupted, whose test images have other labels."""
     place = tmp_path_factory.mktemp("mislabelled")
     write_images(place, wrong=1)

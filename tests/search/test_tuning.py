@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
@@ -27,9 +26,10 @@ from search.launch import Outcome
 from search.results import opened, trial_rows
 from search.spec import SearchSpec
 from search.study import SearchStudy
-from search.tuning import local_ray
 from tests.search import toys
 from tests.search.specs import small
+
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,8 +101,7 @@ def test_every_ending_is_told_alike_everywhere(folder: Path) -> None:
     assert examine(home) == []
 
 
-def test_out_of_gpu_memory_gets_one_larger_share(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "local_ray", functools.partial(local_ray, cpus=2, gpus=1))
+def test_out_of_gpu_memory_gets_one_larger_share(folder: Path) -> None:
     spec = small("search.trials=4", "search.pruner=none", "search.retries=0", "resources.gpu=0.3")
     home = start(spec, {"1": "memory below 0.5", "2": "memory below 0.7", "3": "mention memory"})
     outcome, _ = run(home)

@@ -345,5 +345,33 @@ def test_memory_stays_flat_while_the_disk_fills(tmp_path: Path) -> None:
             joined(view)
     on_disk = sum(size for _, size, _ in cache.entries())
     assert on_disk > 60 * 2**20
-    assert sum(value.nbytes for value in cache._resident.values()) <= cache.resident_bytes
+    assert sum(value.nbytes for value, _ in cache._resident.values()) <= cache.resident_bytes
     assert process.memory_info().rss - before < 15 * 2**20
+
+
+def test_what_an_entry_took_is_saved_whenever_it_is_there(cache: Cache) -> None:
+    def slow(index: int) -> torch.Tensor:
+        time.sleep(0.02)
+        return entry(index)
+
+    cache.joined(parts(0), slow)
+    assert cache.usage.seconds_saved == 0
+    assert cache.usage.compute_seconds > 0.06
+    other = Cache(cache.root)
+    other.joined(parts(0), never)  # from the disk
+    assert other.usage.seconds_saved == pytest.approx(cache.usage.compute_seconds, abs=0.002)
+    other.joined(parts(0), never)  # from memory
+    assert other.usage.seconds_saved == pytest.approx(2 * cache.usage.compute_seconds, abs=0.004)
+
+
+def test_decoded_images_count_toward_the_bound(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_bytes=20_000)
+    for number, name in enumerate(("old", "new")):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        (folder / "frames").write_bytes(bytes(8_000))
+        os.utime(folder / "frames", (number, number))
+    cache.write(key(1), entry(1, 2000))
+    cache.sweep()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["new"]
+    assert cache.read(key(1)) is not None

@@ -373,13 +373,17 @@ def test_cached_features_give_the_very_metrics_of_online_ones(
     settings = Settings(threads=1, views=2)
     online = begin(settings=settings, **knobs)
     history = run(online)
-    assert online.applied()["phases"][0]["features"] == "computed"
+    assert online.applied()["phases"][0]["features"] == "online: the cache is off"
     for resident_bytes in (0, 2**28):
         cache = Cache(tmp_path / "cache", resident_bytes=resident_bytes)
         cached = begin(settings=settings, cache=cache, **knobs)
         assert run(cached) == history
         assert weights(cached) == weights(online)
         assert cached.applied()["phases"][0]["features"] == "cached"
+        used = cached.applied()["cache"]
+        assert (used["computed"] > 0) == (resident_bytes == 0)  # the first of the two
+        assert used["hits"] > 0
+        assert used["seconds_saved"] > 0
 
 
 @pytest.mark.parametrize(("views", "seen"), [(1, [1, 1, 1]), (2, [1, 2, 2]), (None, [1, 2, 3])])
