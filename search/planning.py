@@ -159,6 +159,7 @@ def trial_config(spec: SearchSpec) -> dict[str, Any]:
         orientation_matters=spec.data.orientation_matters,
         device="cuda" if spec.resources.gpu else "cpu",
         threads=max(1, int(spec.resources.cpu)),
+        precision=spec.resources.precision,
     )
     return {
         "sampled": [name for name, domain in spec.space.items() if domain.sampled],

@@ -180,11 +180,15 @@ class Search(Section):
 
 
 class Resources(Section):
-    """What one trial takes, and how many run at once (absent: as many as fit)."""
+    """What one trial takes, and how many run at once (absent: as many as fit).
+
+    `precision` is that of training a backbone: auto takes bf16 or fp16 on a GPU, fp32 on a CPU.
+    """
 
     cpu: float = Field(1, gt=0)
     gpu: float = Field(0, ge=0)
     concurrency: int | None = Field(None, ge=1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
 class Tracking(Section):

@@ -71,6 +71,9 @@ class Settings:
         orientation_matters: whether the labels depend on the images' orientation.
         device: where it trains.
         threads: CPU threads of a trial; part of the result, since sums are split among threads.
+        precision: of the passes that train a trunk: fp32, bf16, fp16 (CUDA alone, with a scaled loss),
+            or auto: on a CUDA device bf16 where it has that, else fp16; on a CPU fp32. Evaluation is
+            always in fp32, so that a model that is loaded again reproduces its metrics.
     """
 
     monitor: Monitor = Monitor()
@@ -78,6 +81,7 @@ class Settings:
     orientation_matters: bool = False
     device: str = "cpu"
     threads: int = 1
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,9 @@ class Training:
         self._usage_before = {} if cache is None else dict(vars(cache.usage))
         self.progress = progress
         self.device = torch.device(settings.device)
+        self._dtype = _training_dtype(settings.precision, self.device)
+        # Does nothing but for fp16, whose small gradients would be zeros.
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
         self.epoch = 0
         self.best: dict[str, float] | None = None
         self.improved = False
@@ -275,12 +282,14 @@ class Training:
             self._optimizer.zero_grad(set_to_none=True)
             for logits, targets, share, penalty in step:
                 loss = self._loss(logits, targets) * share
-                (loss if penalty is None else loss + penalty).backward()
+                self._scaler.scale(loss if penalty is None else loss + penalty).backward()
                 total += loss.detach() / share * len(targets)
                 seen += len(targets)
+            self._scaler.unscale_(self._optimizer)
             if self.hparams.clip_grad is not None:
                 nn.utils.clip_grad_norm_(self._trained, self.hparams.clip_grad)
-            self._optimizer.step()
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
             self._schedule.step()
             if self._ema is not None:
                 self._ema.update()
@@ -323,9 +332,11 @@ class Training:
         """Passes of a batch through the network, in parts where that changes nothing but speed."""
         size = self._part or len(inputs)
         for images, told in zip(inputs.split(size), targets.split(size), strict=True):
-            features = self.model.features(images)
-            penalty = None if self._penalty is None else self._penalty(images, features)
-            yield self.model.head(features), told, len(images) / len(inputs), penalty
+            with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+                features = self.model.features(images)
+                penalty = None if self._penalty is None else self._penalty(images, features)
+                logits = self.model.head(features)
+            yield logits.float(), told, len(images) / len(inputs), penalty
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(
@@ -363,6 +374,7 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "ema": None if self._ema is None else self._ema.state_dict(),
+            "scaler": self._scaler.state_dict(),
         }
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f"{STATE_FILE}.{os.getpid()}.tmp"
@@ -384,6 +396,7 @@ class Training:
         self._schedule.load_state_dict(state["schedule"])
         if self._ema is not None:
             self._ema.load_state_dict(state["ema"])
+        self._scaler.load_state_dict(state["scaler"])
         return True
 
     def _own_state(self) -> dict[str, Tensor]:
@@ -401,6 +414,7 @@ class Training:
             "preprocessing": self.backbone.preprocessing.to_dict(),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "dtype": str(next(self.model.parameters()).dtype),
+            "passes": str(self._dtype),
             "policy": self.policy.describe(),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
@@ -456,6 +470,24 @@ def fit(
         if report(training.epoch, metrics):
             break
     return training.best
+
+
+def _training_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the passes of a trunk that trains are computed in.
+
+    Raises:
+        ValueError: for another precision than `Settings` names, or fp16 without a CUDA device.
+    """
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if precision not in known or (precision == "fp16" and device.type != "cuda"):
+        raise ValueError(
+            f"precision is {precision!r} on {device.type}, but must be auto, fp32, bf16, or on cuda fp16"
+        )
+    return known[precision]
 
 
 def _class_weights(data: ImageData) -> Tensor:

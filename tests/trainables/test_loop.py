@@ -21,7 +21,7 @@ from trainables.backbones import Backbone
 from trainables.cache import Cache
 from trainables.data import ImageData
 from trainables.hparams import HParams
-from trainables.loop import Monitor, Phase, Settings, Training, fit, phases
+from trainables.loop import Monitor, Phase, Settings, Training, _training_dtype, fit, phases
 from trainables.metrics import Scores, scores
 from trainables.model import load_delta
 from trainables.record import APPLIED_FILE, METRICS, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
@@ -649,3 +649,46 @@ def test_a_training_that_is_over_leaves_nothing_behind(begin: Begin) -> None:
     del training
     gc.collect()
     assert model() is None
+
+
+# Precision
+
+
+def test_passes_in_bf16_train_parameters_in_fp32(begin: Begin, tmp_path: Path) -> None:
+    knobs = {"strategy": "full", "max_epochs": 2, "clip_grad": 1.0}
+    half, full = (begin(settings=Settings(precision=name), **knobs) for name in ("bf16", "fp32"))
+    seen = set()
+    half.model.trunk.register_forward_hook(lambda module, given, out: seen.add((module.training, out.dtype)))
+    history, other = run(half), run(full)
+    assert (True, torch.bfloat16) in seen
+    assert (False, torch.float32) in seen, "evaluation is in full precision"
+    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+    assert half.applied()["passes"] == "torch.bfloat16"
+    losses = [[metrics["train_loss"] for metrics in each] for each in (history, other)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
+def test_precision_follows_the_device() -> None:
+    assert _training_dtype("auto", torch.device("cpu")) == torch.float32
+    for name in ("fp16", "fp8"):
+        with pytest.raises(ValueError, match="precision is"):
+            _training_dtype(name, torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["auto", "fp16"])
+def test_mixed_precision_trains_and_resumes_on_a_gpu(begin: Begin, tmp_path: Path, precision: str) -> None:
+    settings = Settings(device="cuda", precision=precision)
+    knobs = {"strategy": "full", "max_epochs": 3, "clip_grad": 1.0}
+    whole = begin(settings=settings, **knobs)
+    history = run(whole)
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    first = begin(settings=settings, **knobs)
+    first.run_epoch()
+    first.save_state(tmp_path)
+    again = begin(settings=settings, **knobs)
+    assert again.load_state(tmp_path)
+    assert again._scaler.state_dict() == first._scaler.state_dict()
+    assert run(again)[-1]["train_loss"] == pytest.approx(history[-1]["train_loss"], rel=0.05)
