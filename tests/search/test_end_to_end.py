@@ -63,7 +63,7 @@ def test_trials_are_as_the_spec_and_the_storage_say(inside: Path) -> None:
     assert header.startswith("search,trial,state")
 
 
-def test_every_model_reproduces_its_recorded_accuracy(inside: Path) -> None:
+def test_every_model_reproduces_its_recorded_accuracy(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = read_spec(inside / "searches/small/spec.yaml")
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "transfer-search"
     data = load(spec.data.config, cache_dir=cache)
@@ -72,7 +72,7 @@ def test_every_model_reproduces_its_recorded_accuracy(inside: Path) -> None:
     digits = load_digits().images
     images = [np.repeat(_grey(digits[int(_number(name))])[..., None], 3, 2) for name in names]
     truth = [data.classes[label] for label in data.labels[chosen].tolist()]
-    mlflow.set_tracking_uri(spec.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", spec.tracking_uri)
     for row in rows("trials", "small")[:3]:
         model = mlflow.pyfunc.load_model(row["model_uri"])
         told = model.predict(np.stack(images))["label"]
@@ -110,11 +110,13 @@ def test_an_export_predicts_by_itself(inside: Path, tmp_path: Path) -> None:
     assert sum(both[0][0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_model_is_registered_under_an_alias(inside: Path, tmp_path: Path) -> None:
+def test_a_model_is_registered_under_an_alias(
+    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ("--format", "safetensors", "--register", "digits", "--alias", "champion")
     printed = transfer_search("export", "small", "--to", tmp_path / "out", *words)
     assert "registered digits version 1 as champion" in printed
-    mlflow.set_tracking_uri(read_spec(inside / "searches/small/spec.yaml").tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", read_spec(inside / "searches/small/spec.yaml").tracking_uri)
     assert mlflow.pyfunc.load_model("models:/digits@champion") is not None
 
 
