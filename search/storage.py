@@ -56,8 +56,8 @@ def _reason(error: Exception) -> str:
 class DriverStorage(InMemoryStorage):
     """Reads from memory and writes through to a database, for the only process that writes there.
 
-    A new trial is written when something is first told of it, with all its parameters at once: what died
-    while it was drawn has never been.
+    A new trial is written with all its parameters at once, when it has been drawn: what died before has
+    never been.
 
     Args:
         database: holds the studies, which are read when they are first asked for.
@@ -111,6 +111,10 @@ class DriverStorage(InMemoryStorage):
         if template_trial is not None:
             self._there(trial_id)
         return trial_id
+
+    def write(self, trial_id: int) -> None:
+        """Writes a trial that has been drawn."""
+        self._there(trial_id)
 
     def _there(self, trial_id: int) -> int:
         """The trial's id in the database, where it is written now if it is not there yet."""

@@ -353,10 +353,13 @@ class SearchStudy:
         return dict(self._frozen(number).intermediate_values)
 
     def ask(self) -> Assignment:
-        """A new trial's number and hyperparameters."""
+        """A new trial's number and hyperparameters, written down: nobody else knows of it yet."""
         trial = self._study.ask()
         self._trials[trial.number] = trial
-        return Assignment(trial.number, self._suggest(trial), 0)
+        hparams = self._suggest(trial)
+        assert isinstance(trial.storage, DriverStorage)
+        trial.storage.write(trial._trial_id)
+        return Assignment(trial.number, hparams, 0)
 
     def _suggest(self, trial: optuna.Trial) -> HParams:
         seed = derived_seed(self.spec.search.seed, "trial", trial.number)

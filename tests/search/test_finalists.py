@@ -221,9 +221,7 @@ def test_a_larger_search_adds_to_its_finalists(folder: Path) -> None:
 
 def test_a_run_goes_on_under_a_new_driver(folder: Path) -> None:
     home, search = searched(0.5, 0.9)
-    first = FinalistStudy.begin(search, home)
-    drawn = first.ask()
-    first.started(drawn, tune_trial_id="tune", mlflow_run_id=None)
+    drawn = FinalistStudy.begin(search, home).ask()
     again = FinalistStudy.begin(search, home)
     assert again.interrupted() == [drawn.number]
     assert again.continue_trial(drawn.number).hparams == drawn.hparams

@@ -110,18 +110,16 @@ def test_a_trial_whose_driver_died_while_it_drew_counts_as_begun(folder: Path) -
 def test_a_resumed_sampler_does_not_repeat_itself(folder: Path) -> None:
     drawn = []
     for study in (opened("search.sampler=random") for _ in range(2)):
-        for _ in range(3):
-            trial = study.ask()
-            study.started(trial, tune_trial_id="tune", mlflow_run_id=None)
-            drawn.append(trial.hparams.lr)
+        drawn += [study.ask().hparams.lr for _ in range(3)]
     assert len(set(drawn)) == 6
 
 
-def test_a_trial_is_nothing_to_others_until_it_is_started(folder: Path) -> None:
+def test_a_trial_is_there_for_others_as_soon_as_it_is_drawn(folder: Path) -> None:
     study = opened()
     study.end(study.ask().number, Ending.COMPLETED, BEST)  # the enqueued one is there from the start
     trial = study.ask()
-    assert len(opened().records()) == 1
+    assert opened().interrupted() == [trial.number]
+    assert opened().continue_trial(trial.number).hparams == trial.hparams
     study.started(trial, tune_trial_id="tune", mlflow_run_id="run")
     seen = opened().records()[1]
     assert (seen.state, seen.mlflow_run_id) == ("RUNNING", "run")
@@ -133,9 +131,9 @@ def test_a_trial_is_nothing_to_others_until_it_is_started(folder: Path) -> None:
 def test_two_writers_of_one_study_are_noticed(folder: Path) -> None:
     one, other = opened(), opened()
     one.end(one.ask().number, Ending.COMPLETED, BEST)
-    one.started(one.ask(), tune_trial_id="tune", mlflow_run_id=None)
+    one.ask()
     with pytest.raises(TransferSearchError, match="one driver at a time"):
-        other.started(other.ask(), tune_trial_id="tune", mlflow_run_id=None)
+        other.ask()
 
 
 def test_seeds_of_trials_differ_and_follow_from_the_search(folder: Path) -> None:
