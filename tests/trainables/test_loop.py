@@ -692,3 +692,36 @@ def test_mixed_precision_trains_and_resumes_on_a_gpu(begin: Begin, tmp_path: Pat
     assert again.load_state(tmp_path)
     assert again._scaler.state_dict() == first._scaler.state_dict()
     assert run(again)[-1]["train_loss"] == pytest.approx(history[-1]["train_loss"], rel=0.05)
+
+
+# Parts of a batch
+
+
+@pytest.mark.parametrize("knobs", [{"mixing": "both", "label_smoothing": 0.1}, {"clip_grad": 0.5}])
+def test_a_batch_in_parts_trains_as_in_one(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any]
+) -> None:
+    trained, largest = [], []
+    for part in (5, 10_000):
+        monkeypatch.setattr("trainables.loop._PART", part)
+        training = begin(strategy="full", max_epochs=1, batch_size=16, optimizer="sgd", lr=1e-2, **knobs)
+        largest.append(max(len(targets) for step in training._steps() for _, targets, _, _ in step))
+        history = run(training)
+        trained.append((history, training.model.head.get_parameter("output.weight").detach().clone()))
+    assert largest == [5, 12]
+    (history, weight), (whole, expected) = trained
+    assert history[0]["train_loss"] == pytest.approx(whole[0]["train_loss"], rel=1e-4)
+    torch.testing.assert_close(weight, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [{"batch_norm": "train"}, {"regulariser": "bss", "regulariser_strength": 0.1}, {"class_weights": True}],
+)
+def test_what_looks_at_a_whole_batch_gets_it_whole(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("trainables.loop._PART", 5)
+    training = begin(strategy="full", max_epochs=1, batch_size=16, **knobs)
+    sizes = [len(targets) for step in training._steps() for _, targets, _, _ in step]
+    assert min(sizes) > 5
