@@ -1,0 +1,102 @@
+"""A probe search with a cold and a warm cache against the same search written with plain Ray Tune.
+
+    python benchmarks/comparison.py [--trials 64] [--seed 0] [--size 96] [--epochs 8]
+
+Fashion-MNIST, 1,000 training and 500 validation images, EfficientNet-Lite0 frozen, four policies and the
+head's knobs, early stopping on both sides, two workers of one core each. Each side is timed as a whole
+process, from its start to its end, with all that it imports and writes: ours twice, first with an empty
+cache, then `peer_plain_tune.py`. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainables import backbones
+from trainables.data import DataConfig, load
+
+ROOT = Path(__file__).parents[1]
+SPEC = """
+name: probe
+data:
+  source: fashion-mnist
+  image_size: {size}
+  limit: {{train: 1000, validation: 500, test: 10}}
+  splits: {{seed: {seed}}}
+search: {{trials: {trials}, max_epochs: {epochs}, seed: {seed}}}
+space:
+  backbone: efficientnet_lite0
+  strategy: probe
+  policy: [none, flip_crop, trivial_augment, rand_augment]
+  lr: {{low: 1.0e-4, high: 1.0e-1, log: true}}
+  weight_decay: {{low: 1.0e-5, high: 1.0e-1, log: true}}
+  batch_size: [32, 64, 128]
+  dropout: {{low: 0.0, high: 0.4}}
+  label_smoothing: [0.0, 0.05, 0.1]
+resources: {{cpu: 1, concurrency: 2}}
+cache: {{dir: cache}}
+"""
+
+
+def write_data(size: int, seed: int, file: Path) -> None:
+    """The frames and labels of the very images that our search takes, for the peer."""
+    config = DataConfig(
+        source="fashion-mnist", train_limit=1000, validation_limit=500, test_limit=10, seed=seed
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        data = load(config, cache_dir=Path(folder))
+        preprocessing = backbones.build("efficientnet_lite0", image_size=size).preprocessing
+        frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)
+        arrays = {}
+        for name, split in (("train", "train"), ("val", "validation")):
+            chosen = data.splits[split]
+            arrays |= {f"{name}_x": frames[chosen].numpy(), f"{name}_y": data.labels[chosen].numpy()}
+        np.savez(file, **arrays)
+
+
+def timed(words: list[str], folder: Path) -> tuple[float, str]:
+    """Seconds that a process took, and what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return time.perf_counter() - began, done.stdout
+
+
+def main() -> None:
+    """Runs the three and prints the line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name, default in (("trials", 64), ("seed", 0), ("size", 96), ("epochs", 8)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "spec.yaml").write_text(SPEC.format(**vars(asked)))
+        write_data(asked.size, asked.seed, folder / "data.npz")
+        ours: dict[str, dict[str, Any]] = {}
+        for cache in ("cold", "warm"):
+            seconds, _ = timed(["-m", "search", "launch", "spec.yaml", "--name", cache], folder)
+            best = json.loads(timed(["-m", "search", "best", cache, "--json"], folder)[1])
+            ours[cache] = {"seconds": round(seconds, 1), "best": round(best["value"], 4)}
+        options = [f"--{name}={value}" for name, value in vars(asked).items()]
+        peer = [str(ROOT / "benchmarks" / "peer_plain_tune.py"), "--data", "data.npz", *options]
+        seconds, printed = timed(peer, folder)
+    told = json.loads(printed.strip().splitlines()[-1])
+    ratios = {f"{cache}_ratio": round(seconds / run["seconds"], 2) for cache, run in ours.items()}
+    line = {"benchmark": "comparison", **vars(asked), **ratios, **ours}
+    print(json.dumps({**line, "peer": {**told, "seconds": round(seconds, 1)}}))
+
+
+if __name__ == "__main__":
+    main()
