@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -214,6 +215,30 @@ def test_a_killed_driver_loses_nothing(folder: Path) -> None:
     drawn = {n: row["params"] for n, row in before.items() if "seed" in row["params"]}
     assert {n: after[n]["params"] for n in drawn} == drawn
     assert sorted(children(home)) == list(range(10))
+    assert examine(home) == []
+
+
+def test_a_killed_sender_loses_nothing(folder: Path) -> None:
+    home = start(small("search.trials=10", "search.pruner=none"), {"all": "sleep"})
+    killed = []
+
+    def kill() -> None:
+        while len(list(home.checkpoints.iterdir())) < 4:
+            time.sleep(0.05)
+        for process in psutil.Process().children():
+            if "search.sender" in process.cmdline():
+                process.kill()
+                killed.append(process.pid)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    outcome, _ = run(home)
+    thread.join()
+    assert len(killed) == 1
+    assert outcome is Outcome.FINISHED
+    assert sorted(children(home)) == list(range(10))
+    assert {run_.info.status for run_ in children(home).values()} == {"FINISHED"}
+    assert not list(home.outbox.glob("*.jsonl"))
     assert examine(home) == []
 
 
