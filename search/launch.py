@@ -60,8 +60,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
         cluster_ray()
         Room(spec)  # what no node could ever give is said before anything is written
     home.make()
-    with home.lock(), _ray():
-        warm_workers(spec)
+    with home.lock(), _ray(spec):
         with progress_bar(console) as progress:
             from search.planning import plan
 
@@ -94,8 +93,7 @@ def resume(
         retry_failed: whether failed trials are run again, as new trials beyond the budget.
     """
     spec = read_spec(home.spec)
-    with home.lock(), _ray():
-        warm_workers(spec)
+    with home.lock(), _ray(spec):
         study = SearchStudy.create(spec, home)
         if trials is not None:
             study.budget = trials
@@ -139,13 +137,15 @@ def _given_up(study: SearchStudy, tracker: Tracker) -> int:
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
-    """The cluster's Ray where this is a job on one, else a Ray of this process's own."""
+def _ray(warm_for: SearchSpec | None = None) -> Iterator[None]:
+    """The cluster's Ray where this is a job on one, else a Ray of this process's own, which warms up."""
     if is_inside():
         cluster_ray()
         yield
         return
     with local_ray():
+        if warm_for is not None:
+            warm_workers(warm_for)
         yield
 
 
