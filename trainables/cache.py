@@ -97,11 +97,12 @@ class Cache:
         try:
             with safe_open(path, framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor("value")
-                said = file.metadata() or {}
+                said = (file.metadata() or {}).get("digest", "")
         except (OSError, SafetensorError):
             # Absent, or torn by a crash of the machine: either way it is computed again.
             return None
-        if _content_digest(tensor) != said.get("digest"):
+        seconds = said.partition(" ")[0]
+        if said != f"{seconds} {_content_digest(tensor, seconds)}":
             log.warning("cache entry %s does not match its digest; computing it again", path)
             with suppress(OSError):
                 path.unlink()
@@ -110,7 +111,7 @@ class Cache:
             os.utime(path)
         self.usage.hits += 1
         self.usage.bytes_read += tensor.nbytes
-        self.usage.seconds_saved += float(said.get("seconds", 0))
+        self.usage.seconds_saved += float(seconds)
         return tensor
 
     def write(self, key: str, tensor: torch.Tensor, seconds: float = 0.0) -> None:
@@ -119,9 +120,9 @@ class Cache:
         A disk that is full or read-only costs the entry, not the trial.
         """
         tensor = tensor.contiguous()
-        data = save(
-            {"value": tensor}, metadata={"digest": _content_digest(tensor), "seconds": f"{seconds:.3f}"}
-        )
+        took = f"{seconds:.3f}"
+        said = f"{took} {_content_digest(tensor, took)}"  # one entry: the order of several is not fixed
+        data = save({"value": tensor}, metadata={"digest": said})
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +294,7 @@ class Cache:
             lock.release()
 
 
-def _content_digest(tensor: torch.Tensor) -> str:
-    content = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=20)
+def _content_digest(tensor: torch.Tensor, seconds: str) -> str:
+    content = hashlib.blake2b(f"{seconds} {tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=20)
     content.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return content.hexdigest()
