@@ -100,9 +100,8 @@ class Board:
         self._console.print(told, style="red", markup=False)
 
     def trial_moved(self, number: int, moves: int) -> None:
-        self._console.print(
-            f"trial {number}: its node was lost; it goes on elsewhere", style="yellow", markup=False
-        )
+        told = f"{self._role} {self._label(number)}: its node was lost; it goes on elsewhere"
+        self._console.print(told, style="yellow", markup=False)
 
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         row = self._rows[number]

@@ -568,8 +568,9 @@ def show_cache(
 
     cache = Cache(root or default_root())
     freed = 0 if max_gb is None else cache.sweep(int(max_gb * 1e9))
-    images = [size for path, size, _ in cache.entries() if path.is_dir()]
-    features = [size for path, size, _ in cache.entries() if not path.is_dir()]
+    entries = cache.entries()
+    images = [size for path, size, _ in entries if path.is_dir()]
+    features = [size for path, size, _ in entries if not path.is_dir()]
     if as_json:
         told = {"features": len(features), "features_bytes": sum(features)}
         told |= {"sources": len(images), "images_bytes": sum(images), "freed_bytes": freed}

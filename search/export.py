@@ -96,16 +96,18 @@ def stored_export(
 ) -> dict[str, Any]:
     """Exports a trial into MLflow, as artifacts of the search's run; returns what `fetch_files` takes."""
     spec, study = opened(home)
-    number = chosen(home, trial)["trial"]
+    row = chosen(home, trial)
+    run = row.get("finalist_run")
+    place = f"trial-{row['trial']}" if run is None else f"finalist-{run}"
     if study.parent_run is None:
         raise TrackingError(f"MLflow has no run of {home.name!r} to keep the files; resume the search")
     with tempfile.TemporaryDirectory(prefix="export-") as folder:
         to = Path(folder) / "export"
-        *said, _ = export_trial(home, to, trial=number, formats=formats, console=console)
+        *said, _ = export_trial(home, to, trial=trial, formats=formats, console=console)
         for line in said:
             console.print(line, markup=False, highlight=False)
-        stored = store_files(spec, study.parent_run, to, f"exports/trial-{number}")
-    return {"trial": number, **stored}
+        stored = store_files(spec, study.parent_run, to, f"exports/{place}")
+    return {"trial": row["trial"], **stored}
 
 
 def _checked(data: ImageData, kind: str, classifier: Classifier) -> str:

@@ -44,6 +44,7 @@ __all__ = [
     "Summary",
     "candidates",
     "differ",
+    "mean_text",
     "standings",
     "summarized",
     "table",
@@ -318,12 +319,13 @@ def table(rows: Sequence[Mapping[str, Any]], metric: str) -> Table:
         interval = "" if row["interval"] is None else "{:.4f}-{:.4f}".format(*row["interval"])
         notes = ["winner"] if place == 0 else ["tie"] if row["ties_with_best"] else []
         notes += [f"{row['failed']} failed"] if row["failed"] else []
-        scores = (_mean(row["test"][name]) for name in tested)
-        shown.add_row(str(row["trial"]), _mean(row), interval, *scores, ", ".join(notes))
+        scores = (mean_text(row["test"][name]) for name in tested)
+        shown.add_row(str(row["trial"]), mean_text(row), interval, *scores, ", ".join(notes))
     return shown
 
 
-def _mean(summary: Mapping[str, Any]) -> str:
+def mean_text(summary: Mapping[str, Any]) -> str:
+    """The mean of a summary's row and its sample standard deviation, as far as it has them."""
     if summary["mean"] is None:
         return ""
     return f"{summary['mean']:.4f}" + ("" if summary["std"] is None else f" ± {summary['std']:.4f}")

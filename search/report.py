@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from search.board import short
 from search.domains import Range
 from search.errors import BadInput
-from search.finalists import verdict
+from search.finalists import mean_text, verdict
 from search.home import Home
 from search.results import best_rows, opened, summary, trial_rows
 from search.study import SearchStudy
@@ -99,16 +99,10 @@ def _finalists(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     cells = []
     for row in rows:
         interval = "" if row["interval"] is None else "{:.4f} to {:.4f}".format(*row["interval"])
-        tests = (_mean(row["test"][name]) if name in row["test"] else "" for name in scores)
+        tests = (mean_text(row["test"][name]) if name in row["test"] else "" for name in scores)
         tie = "tie" if row["ties_with_best"] else ""
-        cells.append((row["trial"], _mean(row), interval, *tests, row["failed"], tie))
+        cells.append((row["trial"], mean_text(row), interval, *tests, row["failed"], tie))
     return _table(("trial", metric, "95 % interval", *scores, "failed runs", ""), cells)
-
-
-def _mean(one: Mapping[str, Any]) -> str:
-    if one["mean"] is None:
-        return ""
-    return f"{one['mean']:.4f}" + ("" if one["std"] is None else f" ± {one['std']:.4f}")
 
 
 def _trials(rows: Sequence[Mapping[str, Any]], metric: str) -> str:

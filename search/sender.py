@@ -7,13 +7,14 @@ then goes on where it stopped. One sender at a time works for a search.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import queue
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,13 +39,13 @@ class Sender:
     Args:
         runs: writes them.
         home: its outbox holds a trial's events until its end is written.
-        answers: where the search is answered, a line each.
+        answer: tells the search something under a name.
     """
 
-    def __init__(self, runs: Runs, home: Home, answers: TextIO) -> None:
+    def __init__(self, runs: Runs, home: Home, answer: Callable[[str, Any], None]) -> None:
         self._runs = runs
         self._home = home
-        self._answers = answers
+        self._answer = answer
         self._arrived: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._away = threading.Event()
@@ -97,11 +98,8 @@ class Sender:
             case "flush":
                 self._answer(event["answer"], True)
 
-    def _answer(self, name: str, value: Any) -> None:
-        answer(self._answers, name, value)
 
-
-def answer(answers: TextIO, name: str, value: Any) -> None:
+def _answer(answers: TextIO, name: str, value: Any) -> None:
     """Writes one answer; nobody reads it where the search has just died."""
     try:
         answers.write(json.dumps({name: value}) + "\n")
@@ -144,7 +142,7 @@ def _ordered(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Opens the search that the first line names, and sends what the others say."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answer = functools.partial(_answer, os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # whatever a library prints is no answer
     opening = json.loads(sys.stdin.readline() or "null")
     if opening is None:
@@ -161,13 +159,13 @@ def main() -> None:
                 parent=opening["parent"],
             )
         except Refused as error:
-            answer(answers, "opened", {"refused": str(error)})
+            answer("opened", {"refused": str(error)})
             return
         except TransferSearchError as error:
-            answer(answers, "opened", {"error": str(error)})
+            answer("opened", {"error": str(error)})
             return
-        answer(answers, "opened", {"parent": runs.parent})
-        sender = Sender(runs, home, answers)
+        answer("opened", {"parent": runs.parent})
+        sender = Sender(runs, home, answer)
         threading.Thread(target=sender.receive, args=(sys.stdin,), daemon=True).start()
         sender.send()
 

@@ -145,9 +145,7 @@ class DriverStorage(InMemoryStorage):
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         super().set_trial_user_attr(trial_id, key, value)
-        if trial_id in self._unwritten:
-            self._there(trial_id)
-        else:
+        if trial_id not in self._unwritten:
             self._database.set_trial_user_attr(self._there(trial_id), key, value)
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:

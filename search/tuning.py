@@ -340,7 +340,7 @@ def local_ray(cpus: int | None = None, gpus: int | None = None) -> Iterator[None
     if ray.is_initialized():
         yield
         return
-    os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_ENVIRONMENT.items()})
+    _set_environment()
     ray.init(
         address="local",
         _node_ip_address="127.0.0.1",  # nothing of it is for other machines
@@ -357,12 +357,17 @@ def local_ray(cpus: int | None = None, gpus: int | None = None) -> Iterator[None
         ray.shutdown()
 
 
+def _set_environment() -> None:
+    for name, value in _TUNE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def cluster_ray() -> None:
     """Connects to the cluster on which this job runs; its runtime environment is the job's.
 
     The connection ends with the process: with it Ray removes the folder that the code is run from.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in _TUNE_ENVIRONMENT.items()})
+    _set_environment()
     # One pending trial at a time would let an autoscaler add one node at a time.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "4")
     if not ray.is_initialized():

@@ -281,9 +281,10 @@ class Training:
         for step in self._steps():
             self._optimizer.zero_grad(set_to_none=True)
             for logits, targets, share, penalty in step:
-                loss = self._loss(logits, targets) * share
-                self._scaler.scale(loss if penalty is None else loss + penalty).backward()
-                total += loss.detach() / share * len(targets)
+                loss = self._loss(logits, targets)
+                weighed = loss * share if penalty is None else loss * share + penalty
+                self._scaler.scale(weighed).backward()
+                total += loss.detach() * len(targets)
                 seen += len(targets)
             self._scaler.unscale_(self._optimizer)
             if self.hparams.clip_grad is not None:

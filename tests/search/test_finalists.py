@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
@@ -17,10 +18,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
+from rich.console import Console
 from scipy import stats
 from sklearn.datasets import load_digits
 
 from search.errors import SpecError
+from search.export import stored_export
 from search.finalists import (
     Finalist,
     FinalistStudy,
@@ -33,6 +36,7 @@ from search.finalists import (
 )
 from search.home import Home
 from search.results import opened
+from search.runs import fetch_files
 from search.spec import read_spec
 from search.study import Ending, SearchStudy
 from tests.search.commands import rows, transfer_search
@@ -40,9 +44,9 @@ from tests.search.specs import SMALL, small
 from trainables import image_transfer
 from trainables.data import DataConfig, load
 from trainables.hparams import HParams
-from trainables.image_transfer import BEST, ImageTransfer, TrialConfig
+from trainables.image_transfer import ImageTransfer, TrialConfig
 from trainables.model import load_delta
-from trainables.record import METRICS, MODEL_FOLDER, TEST_METRICS
+from trainables.record import BEST, METRICS, MODEL_FOLDER, TEST_METRICS
 
 # Statistics
 
@@ -465,6 +469,18 @@ def runs_in(place: Path, uri: str | None = None) -> tuple[MlflowClient, Run, dic
     numbered = {int(run.data.tags["transfer_search.finalist"]): run for run in finalists}
     assert sorted(numbered) == list(range(6))
     return client, parent, numbered
+
+
+def test_an_export_through_mlflow_is_the_winners_too(
+    mislabelled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, best = found_in(mislabelled, monkeypatch)
+    console = Console(file=io.StringIO())
+    stored = stored_export(Home.existing("small"), trial=None, formats=["safetensors"], console=console)
+    fetch_files(stored, tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert card["hparams"]["seed"] == best["params"]["seed"]
+    assert stored["trial"] == best["trial"]
 
 
 def test_mlflow_shows_the_finalists_once(killed_and_resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
