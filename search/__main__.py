@@ -1,5 +1,5 @@
 """`python -m search` is `transfer-search`."""
 
-from search.cli import main
+from search.cli import entry
 
-main()
+entry()

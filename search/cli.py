@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import functools
 import inspect
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -391,7 +392,7 @@ def best(name: NameArgument, as_json: JsonOption = False, home: HomeOption = Non
     from search.results import best_rows
 
     place = Home.existing(name, home)
-    rows = best_rows(place)
+    rows = best_rows(place, linked=as_json)
     if as_json:
         _print_json(rows[0] if len(rows) == 1 else rows)
     else:
@@ -666,7 +667,7 @@ def _farewell(place: Home, outcome: str) -> None:
         if outcome == "FINISHED":
             raise typer.Exit(1)
         return
-    for winner in best_rows(place):
+    for winner in best_rows(place, linked=False):
         _show_winner(winner)
     commands = ["ui", f"trials {place.name}", f"export {place.name} --to exports/{place.name}"]
     if outcome != "FINISHED":
@@ -700,6 +701,22 @@ def _explained() -> Any:
 
 
 def main(run: Callable[[], Any] = app) -> None:
-    """Entry point of the console script."""
+    """Runs a command and exits as it says."""
     with _explained():
         run()
+
+
+def entry() -> NoReturn:
+    """Entry point of the console script: as `main`, but leaves Python's imports as they are.
+
+    After those of torch and Ray, to undo them takes seconds.
+    """
+    code: int | str | None = 0
+    try:
+        main()
+    except SystemExit as exit_:
+        code = exit_.code
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else bool(code))

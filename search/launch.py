@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from rich.console import Console
@@ -24,8 +25,8 @@ from search.finalists import FinalistStudy, candidates, standings, text, verdict
 from search.home import LAUNCHED, Home, is_inside
 from search.spec import SearchSpec, read_spec
 from search.study import Ending, SearchStudy
-from search.tracking import Tracker
-from search.tuning import Conductor, Room, Trainable, cluster_ray, local_ray, run_trials, warm_workers
+from search.tracking import Sender, Tracker, ready_sender
+from search.tuning import Conductor, Room, Trainable, cluster_ray, local_ray, run_trials
 
 __all__ = ["Outcome", "abandon", "launch", "resume", "run_study"]
 
@@ -60,7 +61,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
         cluster_ray()
         Room(spec)  # what no node could ever give is said before anything is written
     home.make()
-    with home.lock(), _ray(spec):
+    with home.lock(), ready_sender(home) as sender, _ray(preloaded=True):
         with progress_bar(console) as progress:
             from search.planning import plan
 
@@ -72,7 +73,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
             console.print(LAUNCHED)
         for line in planned.data.report.lines():
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        return run_study(spec, home, console, SearchStudy.create(spec, home))
+        return run_study(spec, home, console, SearchStudy.create(spec, home), sender=sender)
 
 
 def resume(
@@ -93,7 +94,7 @@ def resume(
         retry_failed: whether failed trials are run again, as new trials beyond the budget.
     """
     spec = read_spec(home.spec)
-    with home.lock(), _ray(spec):
+    with home.lock(), ready_sender(home) as sender, _ray(preloaded=True):
         study = SearchStudy.create(spec, home)
         if trials is not None:
             study.budget = trials
@@ -106,7 +107,7 @@ def resume(
             from search.planning import plan
 
             plan(spec, home, progress)
-        return run_study(spec, home, console, study, seconds=seconds)
+        return run_study(spec, home, console, study, seconds=seconds, sender=sender)
 
 
 def abandon(home: Home) -> int:
@@ -132,20 +133,22 @@ def _given_up(study: SearchStudy, tracker: Tracker) -> int:
         tracker.trial_started(study.continue_trial(number))
         best = study.best_epoch(number)
         tracker.trial_ended(number, Ending.ABANDONED, best, "abandoned")
+        if run := tracker.run_of(number, wait=True):
+            study.ran_as(number, run)
         study.end(number, Ending.ABANDONED, best, "abandoned")
     return len(left)
 
 
 @contextmanager
-def _ray(warm_for: SearchSpec | None = None) -> Iterator[None]:
-    """The cluster's Ray where this is a job on one, else a Ray of this process's own, which warms up."""
+def _ray(*, preloaded: bool = False) -> Iterator[None]:
+    """The cluster's Ray where this is a job on one, else a Ray of this process's own."""
     if is_inside():
         cluster_ray()
         yield
         return
-    with local_ray():
-        if warm_for is not None:
-            warm_workers(warm_for)
+    # Meanwhile, since the start of Ray is mostly waiting.
+    threading.Thread(target=import_module, args=("search.planning",), daemon=True).start()
+    with local_ray(preloaded=preloaded):
         yield
 
 
@@ -157,6 +160,7 @@ def run_study(
     *,
     seconds: float | None = None,
     trainable: Trainable | None = None,
+    sender: Sender | None = None,
 ) -> Outcome:
     """Runs the study's trials until its budget is met, its time is over, or somebody stops it.
 
@@ -167,12 +171,13 @@ def run_study(
         console: where to show it.
         seconds: how long from now; None: what is left of the spec's time.
         trainable: None: `ImageTransfer`.
+        sender: one that is ready for the search; None: starts one.
     """
     from search.planning import trial_config
 
     with ExitStack() as stack:
         stack.enter_context(_driver_log(home))
-        trackers = [Tracker(spec, home, study)]
+        trackers = [Tracker(spec, home, study, sender=sender)]
         stack.callback(trackers[0].abort)
         stack.enter_context(_ray())
         stopped = stack.enter_context(_stop_signals(console))  # after Ray, which sets its own

@@ -82,7 +82,7 @@ def _heading(home: Home, metric: str) -> str:
 
 
 def _best(home: Home, metric: str) -> Iterator[str]:
-    for row in best_rows(home):
+    for row in best_rows(home, linked=False):
         yield f"<h2>{'Winner' if 'finalists' in row else 'Best'}: trial {row['trial']}</h2>"
         if "finalists" in row:
             yield f"<p>{html.escape(verdict(row['finalists']))}</p>"

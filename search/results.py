@@ -58,18 +58,19 @@ def _finalists(search: SearchStudy, home: Home) -> dict[str, int] | None:
 def trial_rows(home: Home, *, linked: bool = True) -> list[dict[str, Any]]:
     """Every trial that was begun, by number, with its state as Optuna's storage says.
 
-    Links to MLflow are left out where not `linked`, which is quicker.
+    Where not `linked`, MLflow is not asked for the models, which is quicker.
     """
     spec, study = opened(home)
-    links = Links(spec, study) if linked else None
-    return [_row(home, spec, record, links) for record in study.records()]
+    links = Links(spec, study)
+    return [_row(home, spec, record, links, linked) for record in study.records()]
 
 
-def best_rows(home: Home) -> list[dict[str, Any]]:
+def best_rows(home: Home, *, linked: bool = True) -> list[dict[str, Any]]:
     """The best trial; several where there are several objectives.
 
     Where the search's finalists have run, the winner among them: `trial` is the search's, the rest is of
-    its fresh run with the best validation value, and `finalists` has all of them, the winner first.
+    its fresh run with the best validation value, and `finalists` has all of them, the winner first. Where
+    not `linked`, MLflow is not asked for the models.
 
     Raises:
         BadInput: if no trial has completed.
@@ -84,14 +85,14 @@ def best_rows(home: Home) -> list[dict[str, Any]]:
     ranked, finalists = standings(study, home), FinalistStudy.within(study, home)
     if ranked and finalists:
         run = next(record for record in finalists.records() if record.number == ranked[0].run)
-        row = _row(home, spec, run, links)
+        row = _row(home, spec, run, links, linked)
         row |= {
             "trial": ranked[0].trial,
             "finalist_run": run.number,
             "objective": next(iter(spec.search.objective)),
         }
         return [{**row, "finalists": [finalist.row() for finalist in ranked]}]
-    return [_row(home, spec, record, links) for record in study.records() if record.number in numbers]
+    return [_row(home, spec, record, links, linked) for record in study.records() if record.number in numbers]
 
 
 def model_folder(home: Home, row: dict[str, Any]) -> Path:
@@ -117,7 +118,7 @@ def chosen(home: Home, trial: int | None) -> dict[str, Any]:
     return rows[trial]
 
 
-def _row(home: Home, spec: SearchSpec, record: TrialRecord, links: Links | None) -> dict[str, Any]:
+def _row(home: Home, spec: SearchSpec, record: TrialRecord, links: Links, linked: bool) -> dict[str, Any]:
     return {
         "search": home.name,
         "trial": record.number,
@@ -129,7 +130,7 @@ def _row(home: Home, spec: SearchSpec, record: TrialRecord, links: Links | None)
         "params": record.params,
         "sampled": [name for name in record.params if spec.domain(name).sampled],
         "mlflow_run_id": record.mlflow_run_id,
-        "mlflow_run_url": links and links.url(record.mlflow_run_id),
-        "model_uri": links and links.model(record.mlflow_run_id),
+        "mlflow_run_url": links.url(record.mlflow_run_id),
+        "model_uri": links.model(record.mlflow_run_id) if linked else None,
         "reason": record.reason if record.ending is not Ending.COMPLETED else "",
     }

@@ -37,6 +37,7 @@ __all__ = [
     "Runs",
     "child_runs",
     "fetch_files",
+    "load_mlflow",
     "log_report",
     "register",
     "store_files",
@@ -79,10 +80,11 @@ class Runs:
         self._tag = number_tag(role)
         self._client = _client(spec.tracking_uri)
         self._runs: dict[int, str] = {}
+        self._places: dict[int, str] = {}  # where the files of the runs go
         self._began: dict[int, int] = {}
         self._told: dict[int, set[int]] = {}
         self._params: dict[int, dict[str, Any]] = {}
-        self._experiment, self.parent = self._open_parent(parent)
+        self.experiment, self.parent = self._open_parent(parent)
 
     def write(self, event: Mapping[str, Any]) -> None:
         """Writes an event; raises whatever MLflow does where it is away."""
@@ -149,11 +151,11 @@ class Runs:
 
     def _start(self, event: Mapping[str, Any]) -> None:
         number, again = event["trial"], event["begun"] or event.get("replayed")
-        run = self._find_run(self._experiment, number) if again else None
+        run = self._find_run(self.experiment, number) if again else None
         if run is None:
             self._began[number] = event["at"]
-            run = self._client.create_run(
-                self._experiment,
+            made = self._client.create_run(
+                self.experiment,
                 start_time=event["at"],
                 run_name=self._title(number),
                 tags={
@@ -163,16 +165,17 @@ class Runs:
                     STATE_TAG: "RUNNING",
                     **event.get("tags", {}),
                 },
-            ).info.run_id
+            )
+            run = str(made.info.run_id)
         else:
-            found = self._client.get_run(run)
-            self._began[number] = found.info.start_time
+            made = self._client.get_run(run)
+            self._began[number] = made.info.start_time
             self._told[number] = {point.step for point in self._client.get_metric_history(run, "val_loss")}
             self._client.update_run(run, status="RUNNING")
             self._client.set_tag(run, STATE_TAG, "RUNNING")
             self._client.set_tag(run, "resumed", event["begun"])
         self._params[number] = event["params"]
-        self._runs[number] = run
+        self._runs[number], self._places[number] = run, str(made.info.artifact_uri)
 
     def _title(self, number: int) -> str:
         """What MLflow calls a trial's run and model."""
@@ -224,17 +227,17 @@ class Runs:
         """Logs what the trial left in its folder: its model, and what it applied."""
         folder = self._home.trial(number)
         if (folder / RECORD_FOLDER).is_dir():
-            self._client.log_artifacts(run, str(folder / RECORD_FOLDER))
+            self._store(self._places[number], folder / RECORD_FOLDER)
         if (folder / MODEL_FOLDER).is_dir() and not (again and self._has_model(run)):
             self._log_model(number, run, folder / MODEL_FOLDER)
 
     def _has_model(self, run: str) -> bool:
-        known = _all_models(self._client, self._experiment, f"source_run_id = '{run}'")
+        known = _all_models(self._client, self.experiment, f"source_run_id = '{run}'")
         return any(model.status == "READY" for model in known)
 
     def _log_model(self, number: int, run: str, delta: Path) -> None:
         model = self._client.create_logged_model(
-            self._experiment,
+            self.experiment,
             name=self._title(number).replace(".", "_"),  # MLflow allows no dot there
             source_run_id=run,
             tags={SEARCH_TAG: self._search_id, self._tag: str(number)},
@@ -242,8 +245,17 @@ class Runs:
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(delta, Path(folder) / "data")
             _describe_model(Path(folder), run, model.model_id)
-            self._client.log_model_artifacts(model.model_id, folder)
+            self._store(model.artifact_location, Path(folder))
         self._client.finalize_logged_model(model.model_id, "READY")
+
+    def _store(self, location: str, folder: Path) -> None:
+        """Writes a folder's files to where a run or a model keeps its own.
+
+        The client's own methods ask the server for that place each time, which we know.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        get_artifact_repository(location, tracking_uri=self._spec.tracking_uri).log_artifacts(str(folder))
 
     def _summarize(self, event: Mapping[str, Any]) -> None:
         for key, value in event["tags"].items():
@@ -256,7 +268,8 @@ class Runs:
             self._client.log_text(self.parent, text, file)
 
 
-def _client(uri: str) -> MlflowClient:
+def load_mlflow(*, whole: bool = False) -> None:
+    """Imports MLflow, which takes seconds; the `whole` of what a search uses, or the rest when it is used."""
     # Without these, a server that is away holds each call for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -266,6 +279,17 @@ def _client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    import mlflow
+
+    if whole:
+        import mlflow.models
+        import mlflow.pyfunc
+        import mlflow.store.artifact.artifact_repository_registry
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
+def _client(uri: str) -> MlflowClient:
+    load_mlflow()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
@@ -301,11 +325,12 @@ def _describe_model(folder: Path, run: str, model_id: str) -> None:
 
 
 class Links:
-    """Where a search's runs and models are, looked up when first asked for."""
+    """Where a search's runs and models are; only for models MLflow is asked, when it first comes to them."""
 
     def __init__(self, spec: SearchSpec, study: SearchStudy) -> None:
         self._spec = spec
         self._search_id = study.search_id
+        self._experiment = study.experiment
 
     def url(self, run: str | None) -> str | None:
         """Where a person sees a run: at the server, or at `transfer-search ui`."""
@@ -321,20 +346,11 @@ class Links:
         return None if model is None else f"models:/{model}"
 
     @cached_property
-    def _client(self) -> MlflowClient:
-        return _client(self._spec.tracking_uri)
-
-    @cached_property
-    def _experiment(self) -> str | None:
-        found = self._client.get_experiment_by_name(self._spec.tracking.experiment)
-        return found.experiment_id if found else None
-
-    @cached_property
     def _models(self) -> dict[str, str]:
         if self._experiment is None:
             return {}
         condition = f"tags.`{SEARCH_TAG}` = '{self._search_id}'"
-        found = _all_models(self._client, self._experiment, condition)
+        found = _all_models(_client(self._spec.tracking_uri), self._experiment, condition)
         return {model.source_run_id or "": model.model_id for model in found if model.status == "READY"}
 
 

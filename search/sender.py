@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from search.errors import Refused, TransferSearchError
 from search.home import Home
-from search.runs import Runs
+from search.runs import Runs, load_mlflow
 from search.spec import read_spec
 from search.tracking import outbox_file
 
@@ -144,6 +144,7 @@ def main() -> None:
     """Opens the search that the first line names, and sends what the others say."""
     answer = functools.partial(_answer, os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # whatever a library prints is no answer
+    load_mlflow(whole=True)  # while the search does other things
     opening = json.loads(sys.stdin.readline() or "null")
     if opening is None:
         return
@@ -164,10 +165,11 @@ def main() -> None:
         except TransferSearchError as error:
             answer("opened", {"error": str(error)})
             return
-        answer("opened", {"parent": runs.parent})
+        answer("opened", {"parent": runs.parent, "experiment": runs.experiment})
         sender = Sender(runs, home, answer)
         threading.Thread(target=sender.receive, args=(sys.stdin,), daemon=True).start()
         sender.send()
+        os._exit(0)  # the search waits for this process, and Python would take a second to undo its imports
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ ENDINGS: Mapping[Ending, Row] = {
 _FEW = 4  # different values, of which an importance says something
 _ENDING = "ending"
 _STARTED = "started"
+_RUN = "mlflow_run_id"
 _MOVES = "moves"
 
 
@@ -111,7 +112,7 @@ class TrialRecord:
         epochs: how many epochs were reported.
         best: metrics of the best epoch, as far as the study was told, with its number as `epoch`.
         params: the hyperparameters that something read.
-        mlflow_run_id: None where MLflow was away when the trial began.
+        mlflow_run_id: None where MLflow has not told it yet, or was away.
     """
 
     number: int
@@ -229,6 +230,16 @@ class SearchStudy:
     def parent_run(self, run: str) -> None:
         self._study.set_user_attr("mlflow_run_id", run)
 
+    @property
+    def experiment(self) -> str | None:
+        """MLflow's id of the experiment that holds the runs."""
+        known = self._study.user_attrs.get("mlflow_experiment_id")
+        return None if known is None else str(known)
+
+    @experiment.setter
+    def experiment(self, experiment: str) -> None:
+        self._study.set_user_attr("mlflow_experiment_id", experiment)
+
     def trials(self) -> list[FrozenTrial]:
         """Every trial that was begun, by number."""
         return [
@@ -313,7 +324,7 @@ class SearchStudy:
             epochs=max(trial.intermediate_values, default=int(best["epoch"]) if best else 0),
             best=best,
             params=HParams.from_dict(started["hparams"]).active if started else trial.params,
-            mlflow_run_id=started["mlflow_run_id"] if started else None,
+            mlflow_run_id=trial.user_attrs.get(_RUN),
         )
 
     # What happens
@@ -365,16 +376,20 @@ class SearchStudy:
         seed = derived_seed(self.spec.search.seed, "trial", trial.number)
         return space.suggest(trial, self.spec, seed)
 
-    def started(self, assignment: Assignment, *, tune_trial_id: str, mlflow_run_id: str | None) -> None:
+    def started(self, assignment: Assignment, *, tune_trial_id: str) -> None:
         """Writes down who runs the trial, before it starts."""
         trial = self._trials[assignment.number]
         started = {
             "hparams": assignment.hparams.to_dict(),
             "times": assignment.begun + 1,
             "tune_trial_id": tune_trial_id,
-            "mlflow_run_id": mlflow_run_id,
         }
         trial.set_user_attr(_STARTED, started)  # at once: every write to the storage costs
+
+    def ran_as(self, number: int, run: str) -> None:
+        """Writes down MLflow's run of a trial."""
+        if self._frozen(number).user_attrs.get(_RUN) != run:
+            self._trials[number].set_user_attr(_RUN, run)
 
     def moved(self, number: int) -> int:
         """Counts that the trial lost its node and goes on elsewhere; how often it did."""

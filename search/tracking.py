@@ -14,21 +14,47 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from search.errors import Refused, TrackingError
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import Assignment, Ending, SearchStudy
 
-__all__ = ["Tracker"]
+__all__ = ["Sender", "Tracker", "ready_sender"]
 
 log = logging.getLogger(__name__)
 
 _OPEN_SECONDS = 120.0
 _START_SECONDS = 30.0
+
+
+Sender: TypeAlias = subprocess.Popen[str]
+
+
+def _started(home: Home) -> Sender:
+    with home.log.open("ab") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "search.sender"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the driver, who ends the sender in order
+        )
+
+
+@contextmanager
+def ready_sender(home: Home) -> Iterator[Sender]:
+    """A sender that imports MLflow while the caller does other work; of no use after the block."""
+    with _started(home) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # it has ended already where a tracker used it
 
 
 class Tracker:
@@ -43,10 +69,17 @@ class Tracker:
         study: is told the parent run's id.
         within: the tracker of the search that this study is a part of; its parent run is used, and
             left for it to end.
+        sender: one that is `ready_sender`; None: starts one.
     """
 
     def __init__(
-        self, spec: SearchSpec, home: Home, study: SearchStudy, *, within: Tracker | None = None
+        self,
+        spec: SearchSpec,
+        home: Home,
+        study: SearchStudy,
+        *,
+        within: Tracker | None = None,
+        sender: Sender | None = None,
     ) -> None:
         self._home = home
         self._study = study
@@ -61,20 +94,12 @@ class Tracker:
         self._answers: dict[str, Any] = {}
         self._changed = threading.Condition()
         self._asked = 0
-        self._start_sender()
+        self._use(sender or _started(home))
 
     # The sender
 
-    def _start_sender(self) -> None:
-        with self._home.log.open("ab") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "search.sender"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                start_new_session=True,  # Ctrl-C is for the driver, who ends the sender in order
-            )
+    def _use(self, sender: Sender) -> None:
+        self._process = sender
         threading.Thread(target=self._listen, args=(self._process,), name="mlflow", daemon=True).start()
         self._send({"event": "open", **self._search})
 
@@ -98,7 +123,7 @@ class Tracker:
             self._send(event)
         except OSError:
             log.warning("the process that sends to MLflow has ended; starting another")
-            self._start_sender()
+            self._use(_started(self._home))
             self._send_outbox()
             if "trial" not in event:
                 self._send(event)
@@ -138,8 +163,8 @@ class Tracker:
             raise Refused(opened["refused"])
         if "error" in opened:
             raise TrackingError(opened["error"])
-        if self._study.parent_run != opened["parent"]:
-            self._study.parent_run = opened["parent"]
+        if (self._study.parent_run, self._study.experiment) != (opened["parent"], opened["experiment"]):
+            self._study.parent_run, self._study.experiment = opened["parent"], opened["experiment"]
         if self._send_outbox():
             self.flush(timeout)
 
@@ -194,13 +219,14 @@ class Tracker:
 
     # What the conductor tells
 
-    def run_of(self, number: int) -> str | None:
-        """The MLflow run of a trial that has started."""
-        run = self._answers.get(f"run {number}")
+    def run_of(self, number: int, *, wait: bool = False) -> str | None:
+        """The MLflow run of a trial that has started; None as long as MLflow has not answered, or is away."""
+        name = f"run {number}"
+        run = self._answer(name, _START_SECONDS) if wait else self._answers.get(name)
         return None if run is None else str(run)
 
     def trial_started(self, assignment: Assignment, again: bool = False) -> None:
-        """Opens the trial's run, so that its id is known before the trial starts.
+        """Opens the trial's run, whose id `run_of` then knows.
 
         Where MLflow is away the run is opened later, from the outbox, and found by its tags. So is a
         run that may be there already: of a trial that was begun before, or that is told `again`.
@@ -217,7 +243,6 @@ class Tracker:
                 "tags": self._study.tags(number),
             }
         )
-        self._answer(f"run {number}", _START_SECONDS)
 
     def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         self._put({"event": "epoch", "trial": number, "epoch": epoch, "metrics": dict(metrics)})

@@ -7,13 +7,15 @@ node and a resumed search all go the same way: the trainable finds the state and
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, Protocol, TypeAlias
 
 import ray
@@ -42,6 +44,8 @@ _TUNE_ENVIRONMENT = {
     # Nothing reads Tune's snapshots of its own state, and a failed one would end the search.
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": str(10**9),
+    # A new trial need not wait until the process of the one before has started; `Room` bounds them.
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -70,6 +74,12 @@ class Observer(Protocol):
     ) -> None: ...
 
 
+class RunOf(Protocol):
+    """What knows MLflow's runs."""
+
+    def __call__(self, number: int, *, wait: bool = False) -> str | None: ...
+
+
 class Conductor:
     """Hands out trials and decides after each epoch, all from the study.
 
@@ -79,7 +89,8 @@ class Conductor:
         config: what is the same for every trial.
         room: how many trials may run.
         observers: told of everything, in this order, before the study is.
-        run_of: MLflow's run id of a trial that `observers` were told has started.
+        run_of: MLflow's run id of a trial that `observers` were told has started; with `wait=True` waits
+            for it; None where it is not known.
         should_stop: whether to hand out no more.
     """
 
@@ -91,7 +102,7 @@ class Conductor:
         *,
         room: Room,
         observers: Sequence[Observer],
-        run_of: Callable[[int], str | None],
+        run_of: RunOf,
         should_stop: Callable[[], bool],
     ) -> None:
         self.study = study
@@ -107,6 +118,7 @@ class Conductor:
         self._max_epochs: dict[int, int] = {}
         self._failures: dict[int, int] = {}
         self._shares: dict[int, float] = {}
+        self._runless: set[int] = set()
         self._told: dict[int, int] = {}
         self._last: dict[int, Mapping[str, float]] = {}
 
@@ -128,7 +140,8 @@ class Conductor:
         self._max_epochs[number] = assignment.hparams.max_epochs
         for observer in self._observers:
             observer.trial_started(assignment)
-        self.study.started(assignment, tune_trial_id=tune_id, mlflow_run_id=self._run_of(number))
+        self.study.started(assignment, tune_trial_id=tune_id)
+        self._runless.add(number)
         return {
             **self._config,
             "number": number,
@@ -152,6 +165,7 @@ class Conductor:
         self._told[number] = epoch
         for observer in self._observers:
             observer.epoch_ended(number, epoch, metrics)
+        self._note_run(number)
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
             self._end(tune_id, Ending.DIVERGED, f"{', '.join(broken)} not finite at epoch {epoch}")
@@ -184,6 +198,12 @@ class Conductor:
             return True
         self._end(tune_id, Ending.ERRORED, reason)
         return False
+
+    def _note_run(self, number: int, *, wait: bool = False) -> None:
+        """Writes the trial's MLflow run down once it is known, which no trial waits for to begin."""
+        if number in self._runless and (run := self._run_of(number, wait=wait)):
+            self.study.ran_as(number, run)
+            self._runless.discard(number)
 
     def _out_of_memory(self, tune_id: str, said: str) -> bool:
         """Gives a trial a larger share of a GPU, once; whether it is to be tried again."""
@@ -221,6 +241,7 @@ class Conductor:
         best = self._last.pop(number, None) or None
         for observer in self._observers:
             observer.trial_ended(number, ending, best, reason)
+        self._note_run(number, wait=True)
         self.study.end(number, ending, best, reason)
         if ending is not Ending.INTERRUPTED:
             for name in (STATE_FILE, OWNER_FILE):
@@ -289,25 +310,27 @@ class _StudyScheduler(FIFOScheduler):  # type: ignore[misc]
         # Tune, which is told to retry for ever, adds a failed trial again.
         if not self._conductor.known(trial.trial_id):
             tune_controller.stop_trial(trial)
-        _let_actors_start(tune_controller._tune_controller)
+        _prepare(tune_controller._tune_controller)
 
 
-def _let_actors_start(controller: Any) -> None:
-    """Keeps Tune from killing a process that starts for a trial when another falls free for it.
-
-    It does so by default, and where a start takes longer than a trial, a new node never gets one.
-    """
+def _prepare(controller: Any) -> None:
+    """Mends how Tune starts the processes of trials; once for each controller."""
     if "_maybe_reuse_cached_actor" in vars(controller):
         return
     reuse = controller._maybe_reuse_cached_actor
 
     def reuse_unless_started(trial: Trial) -> bool:
+        # Tune kills a process that starts for a trial when another falls free for it. Where a start takes
+        # longer than a trial, a new node would never get one.
         own = controller._trial_to_actor.get(trial)
         if own is not None and controller._actor_manager.is_actor_started(own):
             return False
         return bool(reuse(trial))
 
     controller._maybe_reuse_cached_actor = reuse_unless_started
+    # Tune gives its actors an environment of their own: Ray then starts a process instead of taking one
+    # that waits, and a cluster's users may read the keys that are in it.
+    controller._class_cache = SimpleNamespace(get=functools.cache(ray.remote))
 
 
 class _StopWhen(Stopper):  # type: ignore[misc]
@@ -334,13 +357,26 @@ def _traceback(trial: Trial) -> str:
     return "the trial's process ended without a word"
 
 
+_PRELOADED = {
+    "RAY_preload_python_modules": "trainables.image_transfer",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",  # else Ray ends them before a plan is made
+}
+
+
 @contextmanager
-def local_ray(cpus: int | None = None, gpus: int | None = None) -> Iterator[None]:
-    """A Ray of this process's own, which ends with the outermost of such blocks."""
+def local_ray(cpus: int | None = None, gpus: int | None = None, *, preloaded: bool = False) -> Iterator[None]:
+    """A Ray of this process's own, which ends with the outermost of such blocks.
+
+    Args:
+        cpus, gpus: what it has; None: what the machine has.
+        preloaded: whether its processes import what trials need at once, before anybody asks for one.
+    """
     if ray.is_initialized():
         yield
         return
     _set_environment()
+    if preloaded:
+        os.environ.update(_PRELOADED)
     ray.init(
         address="local",
         _node_ip_address="127.0.0.1",  # nothing of it is for other machines
@@ -351,6 +387,8 @@ def local_ray(cpus: int | None = None, gpus: int | None = None) -> Iterator[None
         logging_level=logging.ERROR,
         object_store_memory=256 * 2**20,
     )
+    for name in _PRELOADED:
+        os.environ.pop(name, None)
     try:
         yield
     finally:
@@ -367,9 +405,9 @@ def cluster_ray() -> None:
 
     The connection ends with the process: with it Ray removes the folder that the code is run from.
     """
-    _set_environment()
     # One pending trial at a time would let an autoscaler add one node at a time.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "4")
+    _set_environment()
     if not ray.is_initialized():
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
 
@@ -448,18 +486,6 @@ def _possible() -> Nodes:
 def _described(nodes: Nodes) -> str:
     told = [f"CPU {have.get('CPU', 0):g} and GPU {have.get('GPU', 0):g}" for have, _ in nodes]
     return "nodes with " + ", or ".join(dict.fromkeys(told))
-
-
-def warm_workers(spec: SearchSpec) -> None:
-    """Lets the processes that will run trials import what they need, while the caller does other things."""
-    resources = {"num_cpus": spec.resources.cpu, "num_gpus": spec.resources.gpu}
-    with suppress(BadInput):  # said later, with what else is wrong
-        for _ in range(Room(spec).at_once):
-            ray.remote(**resources)(_import_trainable).remote()
-
-
-def _import_trainable() -> None:
-    import trainables.image_transfer  # noqa: F401
 
 
 def run_trials(conductor: Conductor, *, trainable: Trainable | None = None) -> None:

@@ -1,0 +1,115 @@
+"""What a cached probe trial costs beside its own arithmetic, and what MLflow costs of that.
+
+    python benchmarks/probe_trials.py [--trials 200] [--rounds 1] [--tracking on off]
+
+The search of `comparison.py` with Optuna and MLflow on SQLite and a logged model a trial, on a cache that
+holds every view. Timed from the first result to MLflow's last acknowledgement, so without the start of Ray
+and of its workers. With `--tracking on off` the same search is run in turn with MLflow told everything and
+nothing. Prints one JSON line: of each search the wall seconds a trial; the same less the mean seconds in
+which a worker trained and measured, over the workers (`beside_arithmetic`); and the medians' ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from comparison import SPEC
+from rich.console import Console
+
+from search import launch, tuning
+from search.home import Home
+from search.planning import plan
+from search.spec import SearchSpec, read_spec
+from search.study import SearchStudy
+from search.tracking import Tracker
+
+WORKERS = 2
+
+
+class Untold:
+    """A tracker that tells nobody anything."""
+
+    outbox = Path(os.devnull)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+class Clock:
+    """When the first result came, and the seconds that workers spent in epochs."""
+
+    def __init__(self) -> None:
+        self.first, self.busy = 0.0, 0.0
+        after_epoch = tuning.Conductor.after_epoch
+
+        def clocked(conductor: tuning.Conductor, tune_id: str, result: Mapping[str, Any]) -> bool:
+            self.first = self.first or time.perf_counter()
+            self.busy += result["epoch_seconds"]
+            return after_epoch(conductor, tune_id, result)
+
+        tuning.Conductor.after_epoch = clocked  # type: ignore[method-assign]
+
+
+def searched(spec: SearchSpec, folder: Path, clock: Clock, *, told: bool) -> dict[str, float]:
+    """One search in a new home."""
+    launch.Tracker = Tracker if told else Untold  # type: ignore[misc,assignment]
+    home = Home(folder / spec.name)
+    home.make()
+    study = SearchStudy.create(spec, home)
+    clock.first = clock.busy = 0.0
+    launch.run_study(spec, home, Console(file=io.StringIO()), study)
+    progress = study.progress()
+    seconds = (time.perf_counter() - clock.first) / progress.counted
+    return {
+        "seconds_per_trial": round(seconds, 4),
+        "beside_arithmetic": round(seconds - clock.busy / progress.counted / WORKERS, 4),
+        "failed": progress.failed,
+    }
+
+
+def main() -> None:
+    """Fills the cache, runs the searches and prints the line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--tracking", nargs="+", choices=("on", "off"), default=["on"])
+    asked = parser.parse_args()
+    clock, rows = Clock(), []
+    with tempfile.TemporaryDirectory() as name, tuning.local_ray(preloaded=True):
+        folder = Path(name)
+        text = SPEC.format(trials=asked.trials, epochs=8, size=96, seed=0)
+        same = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"cache.dir={folder}/cache"]
+        every = ["search.sampler=grid", "search.pruner=none", "space.batch_size=64", "space.dropout=0"]
+        every += ["space.label_smoothing=0", "space.lr=0.001", "space.weight_decay=0.0001"]
+        fill = read_spec(text, [*same, *every, "search.trials=4"], name="fill")
+        plan(fill, Home(folder / "fill"))
+        searched(fill, folder, clock, told=False)
+        for number in range(asked.rounds):
+            for tracking in asked.tracking:
+                spec = read_spec(text, same, name=f"{tracking}-{number}")
+                told = searched(spec, folder, clock, told=tracking == "on")
+                rows.append({"tracking": tracking, **told})
+    medians = {
+        tracking: statistics.median(row["seconds_per_trial"] for row in rows if row["tracking"] == tracking)
+        for tracking in asked.tracking
+    }
+    line = {"benchmark": "probe_trials", "trials": asked.trials, "rows": rows}
+    if len(medians) == 2:
+        line["on_over_off"] = round(medians["on"] / medians["off"], 3)
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
