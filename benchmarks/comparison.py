@@ -1,11 +1,12 @@
-"""A probe search with a cold and a warm cache against the same search written with plain Ray Tune.
+"""A probe search with a cold, a used and a warm cache against the same search written with plain Ray Tune.
 
     python benchmarks/comparison.py [--trials 64] [--seed 0] [--size 96] [--epochs 8]
 
 Fashion-MNIST, 1,000 training and 500 validation images, EfficientNet-Lite0 frozen, four policies and the
 head's knobs, early stopping on both sides, two workers of one core each. Each side is timed as a whole
-process, from its start to its end, with all that it imports and writes: ours twice, first with an empty
-cache, then `peer_plain_tune.py`. Prints one JSON line.
+process, from its start to its end, with all that it imports and writes: ours with an empty cache (`cold`),
+with what that left there (`used`: views are computed when first asked for, and a second search asks for
+others), and with every view there (`warm`), then `peer_plain_tune.py`. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ resources: {{cpu: 1, concurrency: 2}}
 cache: {{dir: cache}}
 """
 
+EVERY_VIEW = (
+    "search.sampler=grid", "search.pruner=none", "search.trials=4", "space.batch_size=64", "space.dropout=0",
+    "space.label_smoothing=0", "space.lr=0.001", "space.weight_decay=0.0001",
+)  # fmt: skip
+"""What makes of the search one that asks for every view of the four policies."""
+
 
 def write_data(size: int, seed: int, file: Path) -> None:
     """The frames and labels of the very images that our search takes, for the peer."""
@@ -85,8 +92,11 @@ def main() -> None:
         (folder / "spec.yaml").write_text(SPEC.format(**vars(asked)))
         write_data(asked.size, asked.seed, folder / "data.npz")
         ours: dict[str, dict[str, Any]] = {}
-        for cache in ("cold", "warm"):
-            seconds, _ = timed(["-m", "search", "launch", "spec.yaml", "--name", cache], folder)
+        for cache in ("cold", "used", "fill", "warm"):
+            changes = [f"--set={each}" for each in EVERY_VIEW] if cache == "fill" else []
+            seconds, _ = timed(["-m", "search", "launch", "spec.yaml", "--name", cache, *changes], folder)
+            if cache == "fill":
+                continue
             best = json.loads(timed(["-m", "search", "best", cache, "--json"], folder)[1])
             ours[cache] = {"seconds": round(seconds, 1), "best": round(best["value"], 4)}
         options = [f"--{name}={value}" for name, value in vars(asked).items()]

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comparison import SPEC
+from comparison import EVERY_VIEW, SPEC
 from rich.console import Console
 
 from search import launch, tuning
@@ -91,9 +91,7 @@ def main() -> None:
         folder = Path(name)
         text = SPEC.format(trials=asked.trials, epochs=8, size=96, seed=0)
         same = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"cache.dir={folder}/cache"]
-        every = ["search.sampler=grid", "search.pruner=none", "space.batch_size=64", "space.dropout=0"]
-        every += ["space.label_smoothing=0", "space.lr=0.001", "space.weight_decay=0.0001"]
-        fill = read_spec(text, [*same, *every, "search.trials=4"], name="fill")
+        fill = read_spec(text, [*same, *EVERY_VIEW], name="fill")
         plan(fill, Home(folder / "fill"))
         searched(fill, folder, clock, told=False)
         for number in range(asked.rounds):

@@ -19,13 +19,13 @@ from torch import Tensor
 from trainables.augment import Policy
 from trainables.cache import Cache, digest
 from trainables.data import Frames
-from trainables.folding import folded
+from trainables.inference import engine, fast_passes
 from trainables.model import TransferModel
 from trainables.seeds import derived_seed, sample_seeds
 
 __all__ = ["FrozenFeatures"]
 
-_CODE_VERSION = 2  # raise it when the same key would give other bytes
+_CODE_VERSION = 3  # raise it when the same key would give other bytes
 _CHUNK = 128  # images of one cache entry: small enough for two workers to share a view
 _BATCH = {
     "cpu": 32,
@@ -46,7 +46,7 @@ class FrozenFeatures:
         data_key: fingerprint of the data.
         cache: where views are kept; None computes them anew each time.
         dtype: how they are kept: float16 for training, float32 where a metric is computed; there
-            the trunk is passed as it is, elsewhere folded.
+            the trunk is passed as it is, elsewhere as fast as this machine can.
         device: where the trunk runs.
         progress: called with (what, done, total) while a view is computed.
     """
@@ -91,21 +91,25 @@ class FrozenFeatures:
                 "policy": self.policy.key,
                 "view": number,
                 "dtype": str(self.dtype),
+                "engine": engine(self.model.trunk, self.device) if self._is_fast else "torch",
                 "arithmetic": _arithmetic(self.device),
             }
         )
 
+    @property
+    def _is_fast(self) -> bool:
+        return self.dtype != torch.float32
+
     def _features(self, chunk: Tensor, number: int) -> Tensor:
         root = derived_seed("view", number)
         trunk = self.model.trunk
-        if self.dtype != torch.float32:
-            trunk = folded(trunk, self.policy.image_size)
+        passes = fast_passes(trunk, self.policy.image_size) if self._is_fast else trunk
         parts = []
         for batch in chunk.split(_BATCH[self.device.type]):
             frames = self.frames[batch].to(self.device)
             inputs = self.policy(frames, sample_seeds(root, batch).to(self.device))
             with torch.no_grad():
-                parts.append(trunk(self.model.normalised(inputs)).to("cpu", self.dtype))
+                parts.append(passes(self.model.normalised(inputs)).to("cpu", self.dtype))
         return torch.cat(parts)
 
 
