@@ -137,6 +137,7 @@ class SearchStudy:
         self._study = study
         self.spec = spec
         self._trials: dict[int, optuna.Trial] = {}
+        self._ahead: Assignment | None = None
         self._known: dict[int, frozenset[int]] = {}  # epochs that a continued trial may repeat
 
     @classmethod
@@ -242,8 +243,11 @@ class SearchStudy:
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial that was begun, by number."""
+        ahead = self._ahead.number if self._ahead else None
         return [
-            trial for trial in self._study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING
+            trial
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state != TrialState.WAITING and trial.number != ahead
         ]
 
     def progress(self) -> Progress:
@@ -365,12 +369,25 @@ class SearchStudy:
 
     def ask(self) -> Assignment:
         """A new trial's number and hyperparameters, written down: nobody else knows of it yet."""
-        trial = self._study.ask()
-        self._trials[trial.number] = trial
-        hparams = self._suggest(trial)
+        assignment, self._ahead = self._ahead or self._drawn(), None
+        trial = self._trials[assignment.number]
         assert isinstance(trial.storage, DriverStorage)
         trial.storage.write(trial._trial_id)
-        return Assignment(trial.number, hparams, 0)
+        return assignment
+
+    def draw_ahead(self) -> None:
+        """Draws what `ask` will give next while there is time; until then it is nowhere but in memory.
+
+        It then knows nothing of results that come in between: of one trial fewer than it might.
+        """
+        enqueued = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if self._ahead is None and not enqueued:
+            self._ahead = self._drawn()
+
+    def _drawn(self) -> Assignment:
+        trial = self._study.ask()
+        self._trials[trial.number] = trial
+        return Assignment(trial.number, self._suggest(trial), 0)
 
     def _suggest(self, trial: optuna.Trial) -> HParams:
         seed = derived_seed(self.spec.search.seed, "trial", trial.number)

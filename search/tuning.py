@@ -127,6 +127,8 @@ class Conductor:
         if self.should_stop():
             return str(Searcher.FINISHED)
         if not self._room.for_more_than(len(self._numbers)):
+            if not self._waiting and self._begun < self.study.budget:
+                self.study.draw_ahead()
             return None
         if self._waiting:
             assignment = self.study.continue_trial(self._waiting.pop(0))

@@ -201,3 +201,18 @@ def test_several_objectives_give_a_front(folder: Path) -> None:
         best = {**BEST, "val_accuracy": accuracy, "epoch_seconds": seconds}
         study.end(number, Ending.COMPLETED, best)
     assert [trial.number for trial in study.best()] == [0, 1]
+
+
+def test_a_trial_that_is_drawn_ahead_has_not_begun(folder: Path) -> None:
+    study = opened()
+    study.draw_ahead()  # not while something is enqueued, which costs no draw
+    assert opened().progress().running == 0
+    first = study.ask()
+    study.draw_ahead()
+    study.draw_ahead()
+    assert study.progress().running == opened().progress().running == 1
+    assert study.interrupted() == []
+    second = study.ask()
+    assert (first.number, second.number) == (0, 1)
+    assert opened().interrupted() == [0, 1]
+    assert opened().continue_trial(1).hparams == second.hparams
