@@ -210,8 +210,8 @@ def _run_trials(
     seconds: float | None = None,
 ) -> Outcome:
     """Runs one study's trials until its budget is met, `seconds` are over, or somebody stops it."""
-    spec, began = study.spec, time.time()
     tracker.replay()
+    spec, began = study.spec, time.time()
     until = None if seconds is None else began + seconds
     board = Board(
         spec,
