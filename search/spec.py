@@ -75,12 +75,33 @@ def _no_secret(value: str | None, info: ValidationInfo) -> str | None:
     return value
 
 
+_KEY = re.compile(r"://[^/?]*:|[?&][^=&]*(secret|key|token|password)[^=&]*=", re.IGNORECASE)
+"""What an address of files has where it holds a key; no bucket has a port."""
+
+
+def _keyless(value: str) -> str:
+    """Refuses a key or a password in an address of files."""
+    if _KEY.search(value):
+        raise ValueError(
+            "must not contain a key or a password; each machine's environment has them (for S3 "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or its role does"
+        )
+    return value
+
+
+def _shared(value: str) -> str:
+    if not (value.startswith("/") or "://" in value):
+        raise ValueError("must be an address such as s3://bucket/prefix, or an absolute path")
+    return value
+
+
 _ELSEWHERE = "elsewhere"
 _STORAGE_VARIABLE = "TRANSFER_SEARCH_STORAGE"
 _TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Address = Annotated[str, AfterValidator(_no_secret)]
+Location = Annotated[str, AfterValidator(_keyless)]
 Direction = Literal["maximize", "minimize"]
 Metric = Literal["val_accuracy", "val_macro_f1", "val_loss", "train_loss", "epoch_seconds"]
 
@@ -110,7 +131,7 @@ class Limits(Section):
 class Data(Section):
     """What is learned from."""
 
-    source: str = Field(min_length=1)
+    source: Location = Field(min_length=1)
     root: str | None = None
     image_size: int | None = Field(None, ge=8, le=1024)
     splits: Splits = Splits()
@@ -213,7 +234,11 @@ class CacheSection(Section):
 
 
 class SearchSpec(Section):
-    """Everything a search is: what `launch` runs and `resume` runs again."""
+    """Everything a search is: what `launch` runs and `resume` runs again.
+
+    Running trials keep states and models in the home, which all nodes must then share; or at
+    `checkpoints`, an address such as s3://bucket/prefix, from where a trial's model comes home as it ends.
+    """
 
     name: str = Field(pattern=f"^{NAME.pattern}$")
     data: Data
@@ -223,6 +248,7 @@ class SearchSpec(Section):
     tracking: Tracking = Tracking()
     cache: CacheSection = CacheSection()
     storage: Address | None = None
+    checkpoints: Annotated[Location, AfterValidator(_shared)] | None = None
 
     @property
     def storage_url(self) -> str | None:
