@@ -532,24 +532,29 @@ def _newest(name: str | None, home: Path | None) -> str:
 def doctor(
     name: Annotated[str | None, typer.Argument(help="A search; all if not given.")] = None,
     repair: Annotated[bool, typer.Option(help="Mend what can be mended.")] = False,
+    caller: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Check that Optuna, MLflow and the home agree."""
-    from search.doctor import examine
+    """Check that Optuna, MLflow and the home agree; with --address and no NAME, the cluster too."""
+    from search.doctor import all_well, examine, show
     from search.home import Home
 
+    checks = []
+    if caller and not name:
+        from search.health import checks as cluster_checks
+
+        checks = [vars(check) for check in cluster_checks(caller)]
     places = [Home.existing(name, home)] if name else Home.all(home)
-    findings = {place.name: examine(place, repair=repair) for place in places}
-    if as_json:
-        _print_json(findings)
-    else:
-        for search, found in findings.items():
-            for finding in found:
-                console.print(f"{search}: {finding}", markup=False, highlight=False)
-            if not found:
-                console.print(f"{search}: all agree")
-    if any(findings.values()) and not repair:
+    found = {
+        "cluster": checks,
+        "searches": {place.name: examine(place, repair=repair) for place in places},
+    }
+    if caller:
+        sys.stdout.write(json.dumps(found) + "\n")  # the last line, for whoever asked from outside
+        return
+    show(found, console, as_json=as_json)
+    if not all_well(found) and not repair:
         raise typer.Exit(1)
 
 

@@ -29,7 +29,7 @@ from trainables.hparams import knobs
 if TYPE_CHECKING:
     from trainables.data import DataConfig
 
-__all__ = ["SearchSpec", "read_spec", "seconds_of"]
+__all__ = ["SearchSpec", "read_spec", "seconds_of", "with_driver"]
 
 
 def _seconds(value: Any) -> Any:
@@ -61,6 +61,11 @@ def _expanded(value: str) -> str:
     if missing:
         raise ValueError(f"needs the environment variable {', '.join(missing)}, which is not set")
     return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
+
+
+def with_driver(url: str) -> str:
+    """A database's address with the driver that the package's extras install, whatever the default is."""
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
 
 
 def _no_secret(value: str | None, info: ValidationInfo) -> str | None:
@@ -253,10 +258,7 @@ class SearchSpec(Section):
     @property
     def storage_url(self) -> str | None:
         """Address of Optuna's storage, its variables filled in; None: the home's SQLite."""
-        if self.storage is None:
-            return None
-        # The driver that the package's extras install, whatever SQLAlchemy's default is.
-        return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", _expanded(self.storage))
+        return None if self.storage is None else with_driver(_expanded(self.storage))
 
     @property
     def tracking_uri(self) -> str:
