@@ -569,21 +569,24 @@ def show_cache(
     as_json: JsonOption = False,
 ) -> None:
     """Show what this node keeps of images and frozen features; prune it. Safe at any time."""
-    from trainables.cache import Cache, default_root
+    from trainables.cache import FETCHED, Cache, default_root
 
     cache = Cache(root or default_root())
     freed = 0 if max_gb is None else cache.sweep(int(max_gb * 1e9))
     entries = cache.entries()
-    images = [size for path, size, _ in entries if path.is_dir()]
-    features = [size for path, size, _ in entries if not path.is_dir()]
+    fetched = [size for path, size, _ in entries if path.parent.name == FETCHED]
+    images = [size for path, size, _ in entries if path.parent.name == "data"]
+    features = [size for path, size, _ in entries if path.suffix]
     if as_json:
         told = {"features": len(features), "features_bytes": sum(features)}
-        told |= {"sources": len(images), "images_bytes": sum(images), "freed_bytes": freed}
+        told |= {"sources": len(images), "images_bytes": sum(images)}
+        told |= {"fetched": len(fetched), "fetched_bytes": sum(fetched), "freed_bytes": freed}
         _print_json({"root": str(cache.root), **told})
         return
     console.print(f"{cache.root}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"  frozen features: {sum(features) / 1e9:.3f} GB in {len(features)} entries")
     console.print(f"  decoded images: {sum(images) / 1e9:.3f} GB of {len(images)} sources")
+    console.print(f"  fetched files: {sum(fetched) / 1e9:.3f} GB of {len(fetched)} sources")
     if max_gb is not None:
         console.print(f"  freed {freed / 1e9:.3f} GB")
 

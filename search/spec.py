@@ -134,7 +134,11 @@ class Limits(Section):
 
 
 class Data(Section):
-    """What is learned from."""
+    """What is learned from.
+
+    `source` may be an address of a folder or a manifest, such as s3://bucket/folder: each node then fetches
+    it once into its cache.
+    """
 
     source: Location = Field(min_length=1)
     root: str | None = None
@@ -341,13 +345,15 @@ def _paths_here(spec: SearchSpec) -> Iterator[Problem]:
         for path in paths:
             if not str(path).startswith(("/", "~")):
                 message = "must be an absolute path that every node of the cluster has"
+                if place == "data.source":
+                    message += ", or an address such as s3://bucket/folder"
                 if place == "tracking.uri":
                     message = "must be a server's URL; leave it out for the one that the cluster's head names"
                 yield Problem(place=place, given=repr(path), message=message)
 
 
 def _is_path(source: str) -> bool:
-    return os.sep in source or Path(source).suffix in (".csv", ".parquet")
+    return "://" not in source and (os.sep in source or Path(source).suffix in (".csv", ".parquet"))
 
 
 def _cross_checks(spec: SearchSpec) -> Iterator[Problem]:
@@ -381,7 +387,7 @@ def _absolute(spec: SearchSpec) -> SearchSpec:
     """The spec with paths that hold wherever a worker runs, as seen from this folder."""
     data = spec.data
     source = Path(data.source).expanduser()
-    if _is_path(data.source) or source.exists():
+    if _is_path(data.source) or ("://" not in data.source and source.exists()):
         data = data.model_copy(update={"source": str(source.resolve())})
     if data.root is not None:
         data = data.model_copy(update={"root": str(Path(data.root).expanduser().resolve())})

@@ -34,8 +34,9 @@ class Bucket:
         self._client.delete_object(Bucket=self._name, Key=key)
 
     def keys(self) -> set[str]:
+        """The files; pyarrow leaves empty folders, objects whose name ends in a slash."""
         listed = self._client.list_objects_v2(Bucket=self._name)
-        return {found["Key"] for found in listed.get("Contents", ())}
+        return {found["Key"] for found in listed.get("Contents", ()) if not found["Key"].endswith("/")}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ _EPOCHS, _HOLD = "epochs.txt", "hold"
 _HELD_AFTER = 2
 
 
-class Slowed(image_transfer.ImageTransfer):
+class Held(image_transfer.ImageTransfer):
     """Stays in epoch 2, all done and saved, while a search is held."""
 
     def step(self) -> dict[str, Any]:
