@@ -533,24 +533,29 @@ def _newest(name: str | None, home: Path | None) -> str:
 def doctor(
     name: Annotated[str | None, typer.Argument(help="A search; all if not given.")] = None,
     repair: Annotated[bool, typer.Option(help="Mend what can be mended.")] = False,
+    caller: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Check that Optuna, MLflow and the home agree."""
-    from search.doctor import examine
+    """Check that Optuna, MLflow and the home agree; with --address and no NAME, the cluster too."""
+    from search.doctor import all_well, examine, show
     from search.home import Home
 
+    checks = []
+    if caller and not name:
+        from search.health import checks as cluster_checks
+
+        checks = [vars(check) for check in cluster_checks(caller)]
     places = [Home.existing(name, home)] if name else Home.all(home)
-    findings = {place.name: examine(place, repair=repair) for place in places}
-    if as_json:
-        _print_json(findings)
-    else:
-        for search, found in findings.items():
-            for finding in found:
-                console.print(f"{search}: {finding}", markup=False, highlight=False)
-            if not found:
-                console.print(f"{search}: all agree")
-    if any(findings.values()) and not repair:
+    found = {
+        "cluster": checks,
+        "searches": {place.name: examine(place, repair=repair) for place in places},
+    }
+    if caller:
+        sys.stdout.write(json.dumps(found) + "\n")  # the last line, for whoever asked from outside
+        return
+    show(found, console, as_json=as_json)
+    if not all_well(found) and not repair:
         raise typer.Exit(1)
 
 
@@ -565,21 +570,24 @@ def show_cache(
     as_json: JsonOption = False,
 ) -> None:
     """Show what this node keeps of images and frozen features; prune it. Safe at any time."""
-    from trainables.cache import Cache, default_root
+    from trainables.cache import FETCHED, Cache, default_root
 
     cache = Cache(root or default_root())
     freed = 0 if max_gb is None else cache.sweep(int(max_gb * 1e9))
     entries = cache.entries()
-    images = [size for path, size, _ in entries if path.is_dir()]
-    features = [size for path, size, _ in entries if not path.is_dir()]
+    fetched = [size for path, size, _ in entries if path.parent.name == FETCHED]
+    images = [size for path, size, _ in entries if path.parent.name == "data"]
+    features = [size for path, size, _ in entries if path.suffix]
     if as_json:
         told = {"features": len(features), "features_bytes": sum(features)}
-        told |= {"sources": len(images), "images_bytes": sum(images), "freed_bytes": freed}
+        told |= {"sources": len(images), "images_bytes": sum(images)}
+        told |= {"fetched": len(fetched), "fetched_bytes": sum(fetched), "freed_bytes": freed}
         _print_json({"root": str(cache.root), **told})
         return
     console.print(f"{cache.root}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"  frozen features: {sum(features) / 1e9:.3f} GB in {len(features)} entries")
     console.print(f"  decoded images: {sum(images) / 1e9:.3f} GB of {len(images)} sources")
+    console.print(f"  fetched files: {sum(fetched) / 1e9:.3f} GB of {len(fetched)} sources")
     if max_gb is not None:
         console.print(f"  freed {freed / 1e9:.3f} GB")
 

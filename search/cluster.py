@@ -85,6 +85,8 @@ def perform(
                 cluster.show(["stop", *words])
         case "export":
             _export(cluster, words, options, console)
+        case "doctor":
+            _diagnose(cluster, words, options, console)
         case _ if options.get("watch") or options.get("follow"):
             cluster.attend([command, *words])
         case _:
@@ -303,6 +305,18 @@ def _attend(cluster: Cluster, job: str, name: str, console: Console) -> None:
         )
         return
     _leave(cluster.ended(job))
+
+
+def _diagnose(cluster: Cluster, words: Sequence[str], options: Mapping[str, Any], console: Console) -> None:
+    """Has the head examine itself and its searches, and prints what it found; exits 1 if that is not well."""
+    from search.doctor import all_well, show
+    from search.health import versions
+
+    *_, told = cluster.output(["doctor", *words, "--caller", versions()]).splitlines()
+    found = json.loads(told)
+    show(found, console, as_json=options["as_json"])
+    if not all_well(found) and not options["repair"]:
+        sys.exit(1)
 
 
 def _export(cluster: Cluster, words: Sequence[str], options: Mapping[str, Any], console: Console) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from search.finalists import FinalistStudy
 from search.home import Home
@@ -13,7 +16,10 @@ from search.study import ENDINGS, Ending, SearchStudy, TrialRecord
 from search.tracking import Tracker
 from trainables.record import MODEL_FOLDER
 
-__all__ = ["examine"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["all_well", "examine", "show"]
 
 
 def examine(home: Home, *, repair: bool = False) -> list[str]:
@@ -40,6 +46,24 @@ def examine(home: Home, *, repair: bool = False) -> list[str]:
             tracker.close("STOPPED" if search.progress().left else "FINISHED")
         found = [list(_findings(place, spec, study)) for place, study in stages]
     return [text for each in found for _, text in each]
+
+
+def show(found: Mapping[str, Any], console: Console, *, as_json: bool) -> None:
+    """Prints a cluster's checks (`search.health`), where there are any, and the findings of each search."""
+    if as_json:
+        shown = found if found["cluster"] else found["searches"]
+        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+        return
+    lines = [f"{each['subject']}: {each['wrong'] or 'ok, ' + each['told']}" for each in found["cluster"]]
+    for search, findings in found["searches"].items():
+        lines += [f"{search}: {finding}" for finding in findings or ["all agree"]]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def all_well(found: Mapping[str, Any]) -> bool:
+    """Whether nothing was found wrong."""
+    return not any(check["wrong"] for check in found["cluster"]) and not any(found["searches"].values())
 
 
 def _findings(home: Home, spec: SearchSpec, study: SearchStudy) -> Iterator[tuple[TrialRecord | None, str]]:

@@ -6,6 +6,7 @@
     │   ├── UnknownSearch        no search of that name
     │   ├── SearchBusy           another driver holds the search
     │   └── Refused              a server wants a token or a password that it was not given
+    ├── CheckpointsError         what trials keep at an address cannot be read or written
     ├── ExportMismatch           an exported model does not reproduce the recorded metric
     └── TrackingError            MLflow cannot be reached or refused
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "BadInput",
+    "CheckpointsError",
     "ExportMismatch",
     "Problem",
     "Refused",
@@ -53,6 +55,10 @@ class SearchBusy(BadInput):
 
 class Refused(BadInput):
     """A server wants a token or a password, and was given none or a wrong one."""
+
+
+class CheckpointsError(TransferSearchError):
+    """What trials keep at the spec's address cannot be read or written."""
 
 
 class ExportMismatch(TransferSearchError):

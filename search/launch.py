@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from search.board import Board, progress_bar
+from search.checkpoints import Checkpoints
 from search.errors import BadInput
 from search.finalists import FinalistStudy, candidates, standings, text, verdict
 from search.home import LAUNCHED, Home, is_inside
@@ -116,26 +117,28 @@ def abandon(home: Home) -> int:
     with home.lock():
         study = SearchStudy.open(spec, home)
         tracker = Tracker(spec, home, study)
-        given_up = _given_up(study, tracker)
+        given_up = _given_up(study, home, tracker)
         finalists = FinalistStudy.within(study, home)
         if finalists is not None:
             inner = Tracker(spec, home.finalists, finalists, within=tracker)
-            given_up += _given_up(finalists, inner)
+            given_up += _given_up(finalists, home.finalists, inner)
             inner.close("ABANDONED")
         tracker.close("ABANDONED")
         return given_up
 
 
-def _given_up(study: SearchStudy, tracker: Tracker) -> int:
+def _given_up(study: SearchStudy, home: Home, tracker: Tracker) -> int:
     tracker.replay()
-    left = study.interrupted()
+    left, checkpoints = study.interrupted(), Checkpoints(study, home)
     for number in left:
+        checkpoints.bring_home(number)
         tracker.trial_started(study.continue_trial(number))
         best = study.best_epoch(number)
         tracker.trial_ended(number, Ending.ABANDONED, best, "abandoned")
         if run := tracker.run_of(number, wait=True):
             study.ran_as(number, run)
         study.end(number, Ending.ABANDONED, best, "abandoned")
+        checkpoints.clear(number)
     return len(left)
 
 
@@ -238,7 +241,8 @@ def _run_trials(
     progress = study.progress()
     if not progress.left and not progress.running:
         return Outcome.FINISHED
-    return Outcome.STOPPED if stopped.is_set() else Outcome.TIME_OVER
+    is_late = until is not None and time.time() >= until
+    return Outcome.TIME_OVER if is_late and not stopped.is_set() else Outcome.STOPPED
 
 
 def _finish(

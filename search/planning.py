@@ -18,6 +18,7 @@ from trainables.data import DataError, ImageData, load
 from trainables.hparams import HParams
 from trainables.loop import Monitor, Settings
 from trainables.model import build_model, unfreeze
+from trainables.remote import Remote, RemoteError
 
 __all__ = ["Plan", "cache_root", "plan", "trial_config", "values_of"]
 
@@ -61,6 +62,8 @@ class Plan:
         if spec.search.finalists:
             yield self._finalists()
         yield f"home: {self.home.root}"
+        if spec.checkpoints:
+            yield f"checkpoints: {spec.checkpoints}"
         yield f"MLflow: {spec.tracking.uri}, experiment {spec.tracking.experiment}"
         yield f"cache: {cache_root(spec)}" + ("" if spec.cache.enabled else " (images only)")
 
@@ -83,7 +86,7 @@ def cache_root(spec: SearchSpec) -> Path:
 
 
 def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan:
-    """Checks what only the machine can tell: backbones, weights, data.
+    """Checks what only the machine can tell: backbones, weights, data, where checkpoints go.
 
     Raises:
         SpecError: with everything that would fail in trials.
@@ -94,6 +97,11 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
         data = load(spec.data.config, cache_dir=cache_root(spec), progress=progress)
     except DataError as error:
         problems.append(Problem(place="data", given=None, message=str(error)))
+    if spec.checkpoints is not None:
+        try:
+            Remote(spec.checkpoints).check()
+        except RemoteError as error:
+            problems.append(Problem(place="checkpoints", given=None, message=str(error)))
     classes = len(data.classes) if data else 2
     trainable: dict[tuple[str, str, str], tuple[int, int]] = {}
     for name, weights, size in product(*map(values_of, map(spec.domain, _BUILDS))):

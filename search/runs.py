@@ -35,6 +35,7 @@ __all__ = [
     "ChildRun",
     "Links",
     "Runs",
+    "ask_server",
     "child_runs",
     "fetch_files",
     "load_mlflow",
@@ -420,10 +421,34 @@ def _refused(error: Exception, uri: str) -> None:
         ) from error
 
 
+def ask_server(uri: str) -> str:
+    """Asks MLflow for an experiment; returns its address, without what is secret in it.
+
+    Raises:
+        Refused: if it does not know the user.
+        TrackingError: if it does not answer.
+    """
+    shown = _shown(uri)
+    try:
+        _client(uri).search_experiments(max_results=1)
+    except Exception as error:  # of any of its stores
+        _refused(error, shown)
+        said = next(iter(str(error).replace(uri, shown).splitlines()), type(error).__name__)
+        raise TrackingError(
+            f"MLflow at {shown} does not answer: {said}; see that it runs, and that its address is right"
+        ) from error
+    return shown
+
+
+def _shown(uri: str) -> str:
+    """An address without a user and a password."""
+    return re.sub("://[^/]*@", "://", uri)
+
+
 def store_files(spec: SearchSpec, run: str, folder: Path, path: str) -> dict[str, str]:
     """Keeps a folder's files as artifacts of a run; returns what `fetch_files` needs to find them."""
     _client(spec.tracking_uri).log_artifacts(run, str(folder), path)
-    return {"uri": re.sub("://[^/]*@", "://", spec.tracking_uri), "run": run, "path": path}
+    return {"uri": _shown(spec.tracking_uri), "run": run, "path": path}
 
 
 def fetch_files(stored: Mapping[str, str], to: Path) -> None:

@@ -31,7 +31,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> Iterator[Prob
             given, message = None, unknown_key(str(detail["loc"][-1]), _siblings(model, detail["loc"][:-1]))
         elif detail["type"] == "missing":
             given, message = None, "is missing"
-        elif given is not None and (len(given) > 80 or SECRET.search(given)):
+        elif given is not None and (len(given) > 80 or SECRET.search(given) or "must not contain" in message):
             given = None
         yield Problem(place=place, given=given, message=message[:1].lower() + message[1:])
 

@@ -29,7 +29,7 @@ from trainables.hparams import knobs
 if TYPE_CHECKING:
     from trainables.data import DataConfig
 
-__all__ = ["SearchSpec", "read_spec", "seconds_of"]
+__all__ = ["SearchSpec", "read_spec", "seconds_of", "with_driver"]
 
 
 def _seconds(value: Any) -> Any:
@@ -63,6 +63,11 @@ def _expanded(value: str) -> str:
     return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
 
 
+def with_driver(url: str) -> str:
+    """A database's address with the driver that the package's extras install, whatever the default is."""
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
+
+
 def _no_secret(value: str | None, info: ValidationInfo) -> str | None:
     """Refuses a password in the text, which the home and MLflow would keep."""
     if value is not None and SECRET.search(value):
@@ -75,12 +80,33 @@ def _no_secret(value: str | None, info: ValidationInfo) -> str | None:
     return value
 
 
+_KEY = re.compile(r"://[^/?]*:|[?&][^=&]*(secret|key|token|password)[^=&]*=", re.IGNORECASE)
+"""What an address of files has where it holds a key; no bucket has a port."""
+
+
+def _keyless(value: str) -> str:
+    """Refuses a key or a password in an address of files."""
+    if _KEY.search(value):
+        raise ValueError(
+            "must not contain a key or a password; each machine's environment has them (for S3 "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or its role does"
+        )
+    return value
+
+
+def _shared(value: str) -> str:
+    if not (value.startswith("/") or "://" in value):
+        raise ValueError("must be an address such as s3://bucket/prefix, or an absolute path")
+    return value
+
+
 _ELSEWHERE = "elsewhere"
 _STORAGE_VARIABLE = "TRANSFER_SEARCH_STORAGE"
 _TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Address = Annotated[str, AfterValidator(_no_secret)]
+Location = Annotated[str, AfterValidator(_keyless)]
 Direction = Literal["maximize", "minimize"]
 Metric = Literal["val_accuracy", "val_macro_f1", "val_loss", "train_loss", "epoch_seconds"]
 
@@ -108,9 +134,13 @@ class Limits(Section):
 
 
 class Data(Section):
-    """What is learned from."""
+    """What is learned from.
 
-    source: str = Field(min_length=1)
+    `source` may be an address of a folder or a manifest, such as s3://bucket/folder: each node then fetches
+    it once into its cache.
+    """
+
+    source: Location = Field(min_length=1)
     root: str | None = None
     image_size: int | None = Field(None, ge=8, le=1024)
     splits: Splits = Splits()
@@ -213,7 +243,11 @@ class CacheSection(Section):
 
 
 class SearchSpec(Section):
-    """Everything a search is: what `launch` runs and `resume` runs again."""
+    """Everything a search is: what `launch` runs and `resume` runs again.
+
+    Running trials keep states and models in the home, which all nodes must then share; or at
+    `checkpoints`, an address such as s3://bucket/prefix, from where a trial's model comes home as it ends.
+    """
 
     name: str = Field(pattern=f"^{NAME.pattern}$")
     data: Data
@@ -223,14 +257,12 @@ class SearchSpec(Section):
     tracking: Tracking = Tracking()
     cache: CacheSection = CacheSection()
     storage: Address | None = None
+    checkpoints: Annotated[Location, AfterValidator(_shared)] | None = None
 
     @property
     def storage_url(self) -> str | None:
         """Address of Optuna's storage, its variables filled in; None: the home's SQLite."""
-        if self.storage is None:
-            return None
-        # The driver that the package's extras install, whatever SQLAlchemy's default is.
-        return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", _expanded(self.storage))
+        return None if self.storage is None else with_driver(_expanded(self.storage))
 
     @property
     def tracking_uri(self) -> str:
@@ -313,13 +345,15 @@ def _paths_here(spec: SearchSpec) -> Iterator[Problem]:
         for path in paths:
             if not str(path).startswith(("/", "~")):
                 message = "must be an absolute path that every node of the cluster has"
+                if place == "data.source":
+                    message += ", or an address such as s3://bucket/folder"
                 if place == "tracking.uri":
                     message = "must be a server's URL; leave it out for the one that the cluster's head names"
                 yield Problem(place=place, given=repr(path), message=message)
 
 
 def _is_path(source: str) -> bool:
-    return os.sep in source or Path(source).suffix in (".csv", ".parquet")
+    return "://" not in source and (os.sep in source or Path(source).suffix in (".csv", ".parquet"))
 
 
 def _cross_checks(spec: SearchSpec) -> Iterator[Problem]:
@@ -353,7 +387,7 @@ def _absolute(spec: SearchSpec) -> SearchSpec:
     """The spec with paths that hold wherever a worker runs, as seen from this folder."""
     data = spec.data
     source = Path(data.source).expanduser()
-    if _is_path(data.source) or source.exists():
+    if _is_path(data.source) or ("://" not in data.source and source.exists()):
         data = data.model_copy(update={"source": str(source.resolve())})
     if data.root is not None:
         data = data.model_copy(update={"root": str(Path(data.root).expanduser().resolve())})

@@ -18,22 +18,15 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from search.errors import BadInput, TransferSearchError
 from search.home import Home
-from search.spec import SearchSpec
+from search.spec import SearchSpec, with_driver
 
-__all__ = ["DriverStorage", "database"]
+__all__ = ["DriverStorage", "database", "opened"]
 
 
 def database(spec: SearchSpec, home: Home) -> RDBStorage:
     """The database of a search: the spec's, or a file in its home."""
     if spec.storage_url is not None:
-        try:
-            return RDBStorage(spec.storage_url, engine_kwargs={"pool_pre_ping": True})
-        except (ImportError, SQLAlchemyError) as error:
-            raise BadInput(
-                f"Optuna's storage {spec.storage} (storage) cannot be opened: {_reason(error)}; see that it "
-                "runs and takes this user, and that its driver is there: pip install "
-                "'transfer-search[postgresql]'"
-            ) from error
+        return opened(spec.storage_url, f"{spec.storage} (storage)")
     path = home.root / "study.db"
 
     def connect() -> sqlite3.Connection:
@@ -45,6 +38,21 @@ def database(spec: SearchSpec, home: Home) -> RDBStorage:
         return connection
 
     return RDBStorage(home.study_url, engine_kwargs={"creator": connect})
+
+
+def opened(url: str, called: str) -> RDBStorage:
+    """The database at an address, which may hold a password and is told as `called`.
+
+    Raises:
+        BadInput: if it cannot be opened.
+    """
+    try:
+        return RDBStorage(with_driver(url), engine_kwargs={"pool_pre_ping": True})
+    except (ImportError, SQLAlchemyError) as error:
+        raise BadInput(
+            f"Optuna's storage {called} cannot be opened: {_reason(error)}; see that it runs and takes this "
+            "user, and that its driver is there: pip install 'transfer-search[postgresql]'"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -25,11 +25,12 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher, SearchGenerator
 from ray.tune.stopper import Stopper
 
-from search.errors import BadInput
+from search.checkpoints import Checkpoints
+from search.errors import BadInput, CheckpointsError
 from search.home import Home
 from search.spec import SearchSpec
 from search.study import Assignment, Ending, SearchStudy
-from trainables.record import BEST, METRICS, OWNER_FILE, STATE_FILE, TEST_METRICS
+from trainables.record import BEST, METRICS, TEST_METRICS
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class Conductor:
         self.study = study
         self.home = home
         self.should_stop = should_stop
+        self._checkpoints = Checkpoints(study, home)
         self._config = dict(config)
         self._room = room
         self._observers = observers
@@ -149,6 +151,7 @@ class Conductor:
             "number": number,
             "hparams": assignment.hparams.to_dict(),
             "folder": str(self.home.trial(number)),
+            "checkpoints": self._checkpoints.uri(number),
         }
 
     def after_epoch(self, tune_id: str, result: Mapping[str, Any]) -> bool:
@@ -241,13 +244,20 @@ class Conductor:
     def _end(self, tune_id: str, ending: Ending, reason: str = "") -> None:
         number = self._numbers.pop(tune_id)
         best = self._last.pop(number, None) or None
+        try:
+            self._checkpoints.bring_home(number)
+        except CheckpointsError as error:
+            log.error("%s %d has not ended, since its model did not come: %s", self.study.role, number, error)
+            ending, reason = Ending.INTERRUPTED, str(error)
         for observer in self._observers:
             observer.trial_ended(number, ending, best, reason)
         self._note_run(number, wait=True)
         self.study.end(number, ending, best, reason)
         if ending is not Ending.INTERRUPTED:
-            for name in (STATE_FILE, OWNER_FILE):
-                (self.home.trial(number) / name).unlink(missing_ok=True)
+            try:
+                self._checkpoints.clear(number)
+            except CheckpointsError as error:
+                log.warning("what %s %d no longer needs stays: %s", self.study.role, number, error)
 
 
 class _StudySearcher(Searcher):  # type: ignore[misc]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.buckets import Bucket
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,7 +21,9 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("MPLBACKEND", "agg")
         patch.setenv("NO_COLOR", "1")
         patch.setenv("COLUMNS", "200")
-        for name in ("TRANSFER_SEARCH_HOME", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+        for name in ("TRANSFER_SEARCH_HOME", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_ENDPOINT_URL"):
             patch.delenv(name, raising=False)
         torch.set_num_threads(1)
         yield
@@ -29,6 +36,24 @@ def shared_ray(_environment: None) -> Iterator[None]:
 
     with local_ray(gpus=1):
         yield
+
+
+@pytest.fixture(scope="session")
+def _object_store(_environment: None) -> Iterator[str]:
+    """The address of a server that speaks S3, on this machine alone."""
+    from tests.buckets import serving  # not above: most tests need none of it
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with serving() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(_object_store: str) -> Bucket:
+    """An empty bucket."""
+    from tests.buckets import Bucket
+
+    return Bucket(_object_store)
 
 
 @pytest.fixture

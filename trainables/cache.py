@@ -29,9 +29,12 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-__all__ = ["Cache", "Usage", "default_root", "digest"]
+__all__ = ["FETCHED", "Cache", "Usage", "default_root", "digest"]
 
 log = logging.getLogger(__name__)
+
+FETCHED = "fetched"
+"""Where a cache has what came from addresses, a folder for each state of a source."""
 
 _SUFFIX, _TEMPORARY = ".safetensors", ".tmp"
 _LOCK_STRIPES = 3  # hexadecimal digits of the key that name its lock file
@@ -221,9 +224,10 @@ class Cache:
     def entries(self) -> list[tuple[Path, int, float]]:
         """Path, bytes and time of last use of every entry, least recently used first.
 
-        An entry is a file of features, or the folder of a source's decoded images.
+        An entry is a file of features, the folder of a source's decoded images, or that of its files,
+        where they came from an address.
         """
-        found = [*self._files(_SUFFIX), *self._folders()]
+        found = [*self._files(_SUFFIX), *self._folders(), *self._fetched()]
         return sorted(found, key=lambda entry: entry[2])
 
     def sweep(self, max_bytes: int | None = None) -> int:
@@ -257,6 +261,15 @@ class Cache:
                     files = [path.stat() for path in folder.iterdir()]
                     if files:
                         yield folder, sum(f.st_size for f in files), max(f.st_mtime for f in files)
+
+    def _fetched(self) -> Iterator[tuple[Path, int, float]]:
+        """Path, bytes and time of last use of every source that came from an address."""
+        with suppress(OSError):
+            for folder in (self.root / FETCHED).iterdir():
+                with suppress(OSError):
+                    if folder.is_dir():
+                        files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+                        yield folder, sum(files), folder.stat().st_mtime
 
     def _files(self, suffix: str) -> Iterator[tuple[Path, int, float]]:
         """Path, bytes and time of modification of every file with that suffix that stays long enough."""

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from trainables import published, sources
 from trainables.decode import MAX_PIXELS, DataError, UnreadableImage, decode, to_frame
+from trainables.fetched import fetched
 from trainables.folders import folder
 from trainables.inventory import DataReport, reported
 from trainables.manifests import manifest
+from trainables.remote import is_uri
 from trainables.sources import Source
 from trainables.splits import SPLITS, UNSPLIT, Assignment, assign, limited
 from trainables.store import Progress, Scan, Store
@@ -42,7 +44,7 @@ __all__ = [
 
 _ALLOWED = (
     "digits, fashion-mnist, torchvision:NAME, a directory of class folders, "
-    "or a manifest FILE.csv or FILE.parquet"
+    "a manifest FILE.csv or FILE.parquet, or the address of either, such as s3://bucket/folder"
 )
 _SHOWN = 10
 
@@ -52,7 +54,8 @@ class DataConfig:
     """Which images, and how they are split.
 
     Attributes:
-        source: `digits`, `fashion-mnist`, `torchvision:NAME`, a directory, or a .csv or .parquet.
+        source: `digits`, `fashion-mnist`, `torchvision:NAME`, a directory, a .csv or .parquet, or the
+            address of one of the last three, from where it comes into the cache.
         root: where the published sets lie; the folder that a relative `source` starts from.
         validation, test: shares, used for a split that the source does not bring itself.
         seed: of the splits and the limits.
@@ -251,8 +254,9 @@ def load(
     Raises:
         DataError: naming everything that keeps the data from being used.
     """
-    source = _found(config)
-    store = Store(Path(cache_dir).expanduser().absolute(), source, config.max_pixels, progress)
+    cache_dir = Path(cache_dir).expanduser().absolute()
+    source = _found(config, cache_dir, progress)
+    store = Store(cache_dir, source, config.max_pixels, progress)
     scan = store.scan(frames)
     readable = np.flatnonzero(scan.items["is_readable"])
     items = scan.items[readable]
@@ -297,7 +301,7 @@ def load(
     )
 
 
-def _found(config: DataConfig) -> Source:
+def _found(config: DataConfig, cache_dir: Path, progress: Progress | None) -> Source:
     """The source that the configuration names."""
     root = None if config.root is None else Path(config.root).expanduser().absolute()
     text = str(config.source)
@@ -309,6 +313,8 @@ def _found(config: DataConfig) -> Source:
         return published.fashion_mnist(root)
     if text.startswith("torchvision:"):
         return published.torchvision_set(text.removeprefix("torchvision:"), root)
+    if is_uri(text):
+        return fetched(text, cache_dir, progress)
     path = Path(root or "", Path(text).expanduser()).absolute()
     if path.is_dir():
         return folder(path)

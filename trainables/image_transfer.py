@@ -6,7 +6,6 @@ import functools
 import os
 import platform
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -15,13 +14,13 @@ from ray import tune
 
 from trainables import backbones
 from trainables.cache import Cache, default_root
+from trainables.claim import Claim
 from trainables.data import DataConfig, ImageData, load
 from trainables.footprint import keep_within
 from trainables.hparams import HParams
 from trainables.loop import Monitor, Settings, Training
 from trainables.model import load_delta
-from trainables.record import BEST, MODEL_FOLDER, OWNER_FILE, PROGRESS_FILE, TEST_METRICS
-from trainables.rows import replacing
+from trainables.record import BEST, MODEL_FOLDER, PROGRESS_FILE, TEST_METRICS
 
 __all__ = ["ImageTransfer", "TrialConfig"]
 
@@ -37,6 +36,7 @@ class TrialConfig(TypedDict):
         hparams: as `HParams.to_dict` gives them.
         sampled: names of the hyperparameters that the search varies.
         folder: where the trial keeps its state and its model; on storage that all nodes share.
+        checkpoints: address at which it keeps them instead; see `Claim`.
         data: as `DataConfig.to_dict` gives it.
         settings: fields of `Settings`; its monitor as fields of `Monitor`.
         cache_dir: root of the node's cache; None: where the node itself keeps it.
@@ -49,6 +49,7 @@ class TrialConfig(TypedDict):
     hparams: dict[str, Any]
     sampled: list[str]
     folder: str
+    checkpoints: NotRequired[str | None]
     data: dict[str, Any]
     settings: dict[str, Any]
     cache_dir: str | None
@@ -65,12 +66,14 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
     """
 
     def setup(self, config: TrialConfig) -> None:
+        self._claim: Claim | None = None
         self.reset_config(config)
 
     def reset_config(self, new_config: TrialConfig) -> bool:
         # Real work waits for the first step, where Tune retries what fails.
         self._trial = new_config
         self._training: Training | None = None
+        self._release()
         self._saved = time.monotonic()
         return True
 
@@ -81,15 +84,15 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         """
         if self._training is None:
             self._reads: set[str] = set()
-            self._owner = _claimed(Path(self._trial["folder"]))
+            self._release()
+            self._claim = Claim(Path(self._trial["folder"]), self._trial.get("checkpoints"))
             if self.trial_resources is not None:
                 keep_within(self.trial_resources.required_resources.get("GPU", 0))
-            self._training = _training(self._trial, self._reads)
-        training, folder = self._training, Path(self._trial["folder"])
+            self._training = _training(self._trial, self._claim.folder, self._reads)
+        assert self._claim is not None, "claimed with the first step"
+        training, folder = self._training, self._claim.folder
         metrics = training.run_epoch()
-        if (folder / OWNER_FILE).read_text() != self._owner:
-            # This node was cut off and came back, or still sees the disk: what it has is stale.
-            raise RuntimeError("another process goes on with this trial")
+        self._claim.check()
         (folder / PROGRESS_FILE).unlink(missing_ok=True)
         training.save_record(folder)
         if training.phase_began:
@@ -99,6 +102,7 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         if time.monotonic() - self._saved > _STATE_SECONDS and not training.finished:
             training.save_state(folder)
             self._saved = time.monotonic()
+        self._claim.share()
         scored = training.finished and training.best and self._trial.get("score_test")
         return {
             **metrics,
@@ -120,18 +124,15 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
 
     def cleanup(self) -> None:
         self._training = None
+        self._release()
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+        self._claim = None
 
 
-def _claimed(folder: Path) -> str:
-    """Makes this process the only one that writes to a trial's folder; returns the name it has there."""
-    owner = uuid.uuid4().hex
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / OWNER_FILE) as temporary:
-        temporary.write_text(owner)
-    return owner
-
-
-def _training(trial: TrialConfig, reads: set[str]) -> Training:
+def _training(trial: TrialConfig, folder: Path, reads: set[str]) -> Training:
     settings = {**trial["settings"], "monitor": Monitor(**trial["settings"]["monitor"])}
     hparams = HParams.from_dict(trial["hparams"]).watched(reads)
     cache_dir = trial["cache_dir"] or str(default_root())
@@ -141,9 +142,9 @@ def _training(trial: TrialConfig, reads: set[str]) -> Training:
         _backbone(hparams.backbone, hparams.weights, hparams.image_size),
         settings=Settings(**settings),
         cache=_cache(cache_dir, trial["cache_bytes"]) if trial["cache_bytes"] else None,
-        progress=_progress(Path(trial["folder"]) / PROGRESS_FILE),
+        progress=_progress(folder / PROGRESS_FILE),
     )
-    training.load_state(Path(trial["folder"]))
+    training.load_state(folder)
     return training
 
 

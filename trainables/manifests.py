@@ -15,7 +15,7 @@ from trainables.decode import DataError
 from trainables.sources import Listing, Source, enumeration, identity, named_split, state
 from trainables.splits import SPLITS, UNSPLIT
 
-__all__ = ["manifest"]
+__all__ = ["manifest", "paths_in"]
 
 
 def manifest(path: Path) -> Source:
@@ -25,7 +25,7 @@ def manifest(path: Path) -> Source:
         DataError: for every row that cannot be used, all at once.
     """
     base = path.resolve().parent
-    columns = _csv(path) if path.suffix.lower() == ".csv" else _parquet(path)
+    columns = _columns(path)
     missing = [name for name in ("path", "label") if name not in columns]
     if missing:
         raise DataError(
@@ -46,6 +46,19 @@ def manifest(path: Path) -> Source:
     if problems:
         raise DataError(problems)
     return _manifest_source(path, base, rows, splits)
+
+
+def paths_in(path: Path) -> set[str]:
+    """The relative paths of the files that a manifest names.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    return {os.path.normpath(name) for name in _columns(path).get("path", ())}
+
+
+def _columns(path: Path) -> dict[str, list[str]]:
+    return _csv(path) if path.suffix.lower() == ".csv" else _parquet(path)
 
 
 def _manifest_source(

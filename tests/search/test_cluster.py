@@ -147,6 +147,11 @@ def test_a_stranger_is_told_what_to_set(cluster: Cluster) -> None:
     wrong = cluster.run("list", code=2, RAY_AUTH_TOKEN="a-token-of-another-cluster")
     assert "does not know this token; set RAY_AUTH_TOKEN" in wrong
     assert cluster.rows("list") == []
+    health = cluster.rows("doctor")
+    assert [check["wrong"] for check in health["cluster"]] == [""] * 7
+    nodes = {check["subject"] for check in health["cluster"] if check["subject"].startswith("node ")}
+    assert nodes == {f"node {host.address}" for host in (cluster.head, *cluster.workers)}
+    assert health["searches"] == {}
 
 
 def test_what_no_node_could_give_is_an_error_and_not_a_wait(cluster: Cluster) -> None:

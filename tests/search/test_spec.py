@@ -89,6 +89,10 @@ def test_paths_are_resolved_where_the_command_runs(folder: Path) -> None:
         ("search.objective={accuracy: maximize}", "search.objective.accuracy", "'val_accuracy'"),
         ("data.splits={validation: 0.6, test: 0.5}", "data.splits", "leave a share"),
         ("storage=postgresql://me:secret@host/db", "storage", "must not contain a password"),
+        ("checkpoints=somewhere", "checkpoints", "s3://bucket/prefix, or an absolute path"),
+        ("checkpoints=s3://KEY:SEC/RET@bucket/states", "checkpoints", "must not contain a key"),
+        ("checkpoints=abfs://c@a.example.org/x?client_secret=s", "checkpoints", "must not contain a key"),
+        ("data.source=s3://KEY:SECRET@bucket/flowers", "data.source", "must not contain a key"),
         ("tracking.uri=${NOT_SET_ANYWHERE}", "tracking.uri", "NOT_SET_ANYWHERE"),
         ("name=../escape", "name", "pattern"),
         ("search.sampler=grid", "space.lr", "needs a step"),
@@ -106,9 +110,19 @@ def test_a_wrong_value_is_named_with_its_place_and_what_is_allowed(
 
 
 def test_a_refused_password_is_not_repeated() -> None:
-    with pytest.raises(SpecError) as caught:
-        small("storage=postgresql://me:hunter2@host/db")
-    assert "hunter2" not in str(caught.value)
+    for given in ("storage=postgresql://me:hunter2@host/db", "checkpoints=s3://me:hunter2/x@bucket"):
+        with pytest.raises(SpecError) as caught:
+            small(given)
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_addresses_stay_as_they_are(folder: Path, elsewhere: bool) -> None:
+    source, checkpoints = "s3://bucket/flowers?region=eu-west-1", "/mnt/states"
+    words = (f"data.source={source}", f"checkpoints={checkpoints}")
+    spec = read_spec(SMALL, words, elsewhere=elsewhere)
+    assert (spec.data.source, spec.checkpoints) == (source, checkpoints)
+    assert read_spec(spec.to_yaml()).data.source == source
 
 
 def test_all_problems_come_at_once_with_their_lines() -> None:

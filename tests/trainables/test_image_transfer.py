@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.buckets import Bucket
 from trainables import image_transfer
 from trainables.data import DataConfig
 from trainables.hparams import HParams
 from trainables.image_transfer import ImageTransfer, TrialConfig
 from trainables.model import load_delta
-from trainables.record import BEST, METRICS, MODEL_FOLDER, STATE_FILE
+from trainables.record import BEST, METRICS, MODEL_FOLDER, STATE_FILE, TEST_METRICS
+from trainables.remote import Remote
 
 Make = Callable[[TrialConfig], ImageTransfer]
 TIMINGS = {"epoch_seconds", "images_per_second"}
@@ -103,6 +105,34 @@ def test_a_retried_trial_goes_on_from_its_state(
     assert (Path(broken["folder"]) / STATE_FILE).is_file()
     assert steps(make(broken), 1) == expected[2:]
     assert delta(broken) == delta(whole)
+
+
+def test_a_trial_moves_to_another_node_by_its_address(
+    make: Make,
+    trial: Callable[..., TrialConfig],
+    bucket: Bucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(image_transfer, "_STATE_SECONDS", 0.0)
+    knobs = {"strategy": "lp_ft", "dropout": 0.3, "ema": 0.9, "policy": "flip_crop"}
+    whole = trial(0, **knobs)
+    expected = steps(make(whole))
+    moved = {**trial(1, **knobs), "checkpoints": bucket.uri("trials/1"), "score_test": True}
+    left = make(moved)  # type: ignore[arg-type]
+    assert steps(left, 2) == expected[:2]
+    assert {"trials/1/state.pt", "trials/1/model/model.json", "trials/1/record/policy.png"} <= bucket.keys()
+    (result,) = steps(make(moved), 1)  # type: ignore[arg-type]
+    scores = {name: result[BEST].pop(name) for name in TEST_METRICS}
+    assert all(0 <= scores[name] <= 1 for name in ("test_accuracy", "test_macro_f1"))
+    assert [result] == expected[2:]
+    (tmp_path / "model").mkdir()
+    for name in ("delta.safetensors", "model.json"):
+        Remote(bucket.uri("trials/1")).fetch(f"model/{name}", tmp_path / "model" / name)
+    assert (tmp_path / "model" / "delta.safetensors").read_bytes() == delta(whole)
+    with pytest.raises(RuntimeError, match="another process goes on with this trial"):
+        left.train()
+    assert not Path(moved["folder"]).exists()
 
 
 def test_a_state_is_not_written_more_often_than_needed(
