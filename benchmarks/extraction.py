@@ -1,4 +1,4 @@
-"""Features of frozen trunks: images a second by torch as it is, folded, and as `trainables.inference` does it.
+"""Features of frozen trunks: images a second by torch as it is, folded, and as `inference` does it.
 
     python benchmarks/extraction.py [--size 96] [--threads 1] [--backbones NAME ...]
 
