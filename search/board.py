@@ -19,6 +19,7 @@ from search.study import Progress as Counts
 
 __all__ = ["Board", "duration", "progress_bar", "short"]
 
+_LOOK_SECONDS = 0.25
 _ROWS = 12
 _STYLES = {
     "RUNNING": "cyan",
@@ -67,6 +68,7 @@ class Board:
         self._metric = next(iter(spec.search.objective))
         self._knobs = [name for name, domain in spec.space.items() if domain.sampled]
         self._stale = False
+        self._looked = 0.0
         self._shown: tuple[Counts, tuple[int, float] | None] = (counts(), best())
 
     @contextmanager
@@ -87,12 +89,12 @@ class Board:
             "value": None,
             "params": assignment.hparams.active,
         }
+        self._stale = True
         self._refresh()
 
     def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         self._rows[number].update(epoch=epoch, value=metrics[self._metric])
-        if self._stale:
-            self._refresh()
+        self._refresh()
 
     def attempt_failed(self, number: int, reason: str) -> None:
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
@@ -116,8 +118,11 @@ class Board:
                 del self._rows[old]
 
     def _refresh(self) -> None:
-        self._shown = (self._counts(), self._best())
-        self._stale = False
+        """Asks the study how far it is, which takes longer the more trials there are."""
+        is_due = self._stale and time.monotonic() - self._looked > _LOOK_SECONDS
+        if is_due and self._console.is_terminal:
+            self._shown = (self._counts(), self._best())
+            self._stale, self._looked = False, time.monotonic()
 
     def _line(self, row: Mapping[str, Any]) -> str:
         value = "" if row["value"] is None else f" {self._metric} {row['value']:.4f}"

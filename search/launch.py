@@ -135,9 +135,7 @@ def _given_up(study: SearchStudy, home: Home, tracker: Tracker) -> int:
         tracker.trial_started(study.continue_trial(number))
         best = study.best_epoch(number)
         tracker.trial_ended(number, Ending.ABANDONED, best, "abandoned")
-        if run := tracker.run_of(number, wait=True):
-            study.ran_as(number, run)
-        study.end(number, Ending.ABANDONED, best, "abandoned")
+        study.end(number, Ending.ABANDONED, best, "abandoned", tracker.run_of(number, wait=True))
         checkpoints.clear(number)
     return len(left)
 

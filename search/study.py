@@ -328,7 +328,7 @@ class SearchStudy:
             epochs=max(trial.intermediate_values, default=int(best["epoch"]) if best else 0),
             best=best,
             params=HParams.from_dict(started["hparams"]).active if started else trial.params,
-            mlflow_run_id=trial.user_attrs.get(_RUN),
+            mlflow_run_id=trial.user_attrs.get(_RUN) or (told["run"] if told else None),
         )
 
     # What happens
@@ -348,12 +348,14 @@ class SearchStudy:
             if trial.state == TrialState.RUNNING and trial.number not in self._trials
         ]
 
-    def continue_trial(self, number: int) -> Assignment:
+    def continue_trial(self, number: int, tune_trial_id: str = "") -> Assignment:
         """Takes an interrupted trial up again, with the hyperparameters that it was begun with."""
         trial = self._trials[number] = self._trial(number)
         self._known[number] = frozenset(self.reported(number))
-        # Its driver may have died before it wrote the start down, and after MLflow knew of it.
-        return self.begun(number) or Assignment(number, self._suggest(trial), 1)
+        # One that was enqueued is RUNNING as it is drawn, and its driver may have died before it wrote more.
+        assignment = self.begun(number) or Assignment(number, self._suggest(trial), 1)
+        self._start(assignment, tune_trial_id)
+        return assignment
 
     def begun(self, number: int) -> Assignment | None:
         """The trial as it was handed out last; None where its driver died while it drew."""
@@ -367,13 +369,23 @@ class SearchStudy:
         """The values of the first objective that were reported, by epoch."""
         return dict(self._frozen(number).intermediate_values)
 
-    def ask(self) -> Assignment:
+    def ask(self, tune_trial_id: str = "") -> Assignment:
         """A new trial's number and hyperparameters, written down: nobody else knows of it yet."""
         assignment, self._ahead = self._ahead or self._drawn(), None
+        self._start(assignment, tune_trial_id)
         trial = self._trials[assignment.number]
         assert isinstance(trial.storage, DriverStorage)
         trial.storage.write(trial._trial_id)
         return assignment
+
+    def _start(self, assignment: Assignment, tune_trial_id: str) -> None:
+        """Notes who runs a trial: at once, since every write to the database costs."""
+        started = {
+            "hparams": assignment.hparams.to_dict(),
+            "times": assignment.begun + 1,
+            "tune_trial_id": tune_trial_id,
+        }
+        self._trials[assignment.number].set_user_attr(_STARTED, started)
 
     def draw_ahead(self) -> None:
         """Draws what `ask` will give next while there is time; until then it is nowhere but in memory.
@@ -392,16 +404,6 @@ class SearchStudy:
     def _suggest(self, trial: optuna.Trial) -> HParams:
         seed = derived_seed(self.spec.search.seed, "trial", trial.number)
         return space.suggest(trial, self.spec, seed)
-
-    def started(self, assignment: Assignment, *, tune_trial_id: str) -> None:
-        """Writes down who runs the trial, before it starts."""
-        trial = self._trials[assignment.number]
-        started = {
-            "hparams": assignment.hparams.to_dict(),
-            "times": assignment.begun + 1,
-            "tune_trial_id": tune_trial_id,
-        }
-        trial.set_user_attr(_STARTED, started)  # at once: every write to the storage costs
 
     def ran_as(self, number: int, run: str) -> None:
         """Writes down MLflow's run of a trial."""
@@ -424,7 +426,14 @@ class SearchStudy:
             trial.report(metrics[metric], epoch)
         return trial.should_prune()
 
-    def end(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str = "") -> None:
+    def end(
+        self,
+        number: int,
+        ending: Ending,
+        best: Mapping[str, float] | None,
+        reason: str = "",
+        run: str | None = None,
+    ) -> None:
         """Tells a trial's ending once; an interrupted trial stays as it is, for `resume`.
 
         Args:
@@ -432,12 +441,15 @@ class SearchStudy:
             ending: a row of the table.
             best: metrics of the best epoch and its number as `epoch`; None if no epoch ended.
             reason: for people: why it was pruned or failed.
+            run: MLflow's run of the trial, where `ran_as` was not told of it.
         """
         row = ENDINGS[ending]
         if row.optuna is None:
+            if run is not None:
+                self.ran_as(number, run)
             return
         trial = self._trials.pop(number, None) or self._trial(number)
-        trial.set_user_attr(_ENDING, {"ending": ending.value, "reason": reason, "best": best})
+        trial.set_user_attr(_ENDING, {"ending": ending.value, "reason": reason, "best": best, "run": run})
         values = None
         if row.optuna == TrialState.COMPLETE:
             assert best is not None, f"trial {number} completed without an epoch"

@@ -120,7 +120,7 @@ class Conductor:
         self._max_epochs: dict[int, int] = {}
         self._failures: dict[int, int] = {}
         self._shares: dict[int, float] = {}
-        self._runless: set[int] = set()
+        self._runless: set[int] = set()  # trials whose MLflow run is not written down: none waits for it
         self._told: dict[int, int] = {}
         self._last: dict[int, Mapping[str, float]] = {}
 
@@ -133,9 +133,9 @@ class Conductor:
                 self.study.draw_ahead()
             return None
         if self._waiting:
-            assignment = self.study.continue_trial(self._waiting.pop(0))
+            assignment = self.study.continue_trial(self._waiting.pop(0), tune_id)
         elif self._begun < self.study.budget:
-            assignment = self.study.ask()
+            assignment = self.study.ask(tune_id)
             self._begun += 1
         else:
             return str(Searcher.FINISHED)
@@ -144,7 +144,6 @@ class Conductor:
         self._max_epochs[number] = assignment.hparams.max_epochs
         for observer in self._observers:
             observer.trial_started(assignment)
-        self.study.started(assignment, tune_trial_id=tune_id)
         self._runless.add(number)
         return {
             **self._config,
@@ -170,7 +169,6 @@ class Conductor:
         self._told[number] = epoch
         for observer in self._observers:
             observer.epoch_ended(number, epoch, metrics)
-        self._note_run(number)
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
             self._end(tune_id, Ending.DIVERGED, f"{', '.join(broken)} not finite at epoch {epoch}")
@@ -183,6 +181,9 @@ class Conductor:
             pruner = self.study.spec.search.pruner
             self._end(tune_id, Ending.PRUNED, f"{pruner} pruned it at epoch {epoch}")
             return False
+        if number in self._runless and (run := self._run_of(number)):
+            self.study.ran_as(number, run)
+            self._runless.discard(number)
         return True
 
     def failed(self, tune_id: str, reason: str) -> bool:
@@ -203,12 +204,6 @@ class Conductor:
             return True
         self._end(tune_id, Ending.ERRORED, reason)
         return False
-
-    def _note_run(self, number: int, *, wait: bool = False) -> None:
-        """Writes the trial's MLflow run down once it is known, which no trial waits for to begin."""
-        if number in self._runless and (run := self._run_of(number, wait=wait)):
-            self.study.ran_as(number, run)
-            self._runless.discard(number)
 
     def _out_of_memory(self, tune_id: str, said: str) -> bool:
         """Gives a trial a larger share of a GPU, once; whether it is to be tried again."""
@@ -251,8 +246,9 @@ class Conductor:
             ending, reason = Ending.INTERRUPTED, str(error)
         for observer in self._observers:
             observer.trial_ended(number, ending, best, reason)
-        self._note_run(number, wait=True)
-        self.study.end(number, ending, best, reason)
+        run = self._run_of(number, wait=True) if number in self._runless else None
+        self._runless.discard(number)
+        self.study.end(number, ending, best, reason, run)
         if ending is not Ending.INTERRUPTED:
             try:
                 self._checkpoints.clear(number)

@@ -125,7 +125,7 @@ def test_a_search_given_up_takes_its_models_home(folder: Path, bucket: Bucket) -
     home = start(small("search.trials=1", f"checkpoints={bucket.uri('states')}"))
     spec = launching.read_spec(home.spec)
     study = SearchStudy.create(spec, home)
-    study.started(study.ask(), tune_trial_id="none")
+    study.ask()
     for name in ("model/model.json", "record/applied.json", "state.pt", "owner"):
         bucket.put(f"{prefix_of(home)}/trial-00000/{name}", b"{}")
     assert launching.abandon(home) == 1

@@ -95,7 +95,6 @@ def test_pairs_are_of_one_seed() -> None:
 def ended(study: SearchStudy, value: float | None, ending: Ending = Ending.COMPLETED, **test: float) -> int:
     """Begins a trial of the study and ends it with a value."""
     given = study.ask()
-    study.started(given, tune_trial_id="")
     best = None
     if value is not None:
         best = {"epoch": 1.0, **dict.fromkeys(METRICS, 0.5), "val_accuracy": value, **test}

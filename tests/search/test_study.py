@@ -81,7 +81,6 @@ def test_the_first_trial_is_the_recipe(folder: Path) -> None:
 def test_a_new_driver_continues_what_ran(folder: Path) -> None:
     study = opened()
     done, left = study.ask(), study.ask()
-    study.started(left, tune_trial_id="abc")
     study.report(left.number, 1, metrics(0.5))
     study.end(done.number, Ending.COMPLETED, BEST)
     again = opened()
@@ -120,7 +119,6 @@ def test_a_trial_is_there_for_others_as_soon_as_it_is_drawn(folder: Path) -> Non
     trial = study.ask()
     assert opened().interrupted() == [trial.number]
     assert opened().continue_trial(trial.number).hparams == trial.hparams
-    study.started(trial, tune_trial_id="tune")
     assert opened().records()[1].mlflow_run_id is None
     study.ran_as(trial.number, "run")
     seen = opened().records()[1]
