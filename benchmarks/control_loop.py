@@ -87,7 +87,7 @@ def main() -> None:
     asked = parser.parse_args()
     seconds: dict[str, float] = defaultdict(float)
     for owner, names in {
-        SearchStudy: ("ask", "started", "report", "end"),
+        SearchStudy: ("ask", "draw_ahead", "report", "end"),
         tracking.Tracker: ("trial_started", "epoch_ended", "trial_ended", "close", "_send"),
     }.items():
         for name in names:

@@ -81,7 +81,7 @@ def measured(trials: int, cpus: int, sleep: float) -> dict[str, Any]:
     seconds: dict[str, float] = defaultdict(float)
     memory = Memory(trials)
     for owner, names in {
-        SearchStudy: ("ask", "started", "report", "end"),
+        SearchStudy: ("ask", "draw_ahead", "report", "end"),
         tracking.Tracker: ("trial_started", "epoch_ended", "trial_ended", "close"),
     }.items():
         for name in names:
