@@ -1,6 +1,6 @@
 """How far one driver scales: trials that sleep a second each, on more and more logical CPUs.
 
-    python benchmarks/control_plane.py [--trials 2000] [--cpus 1 2 4 8 16 32 64] [--sleep 1]
+    python benchmarks/control_plane.py [--trials 2000] [--cpus 1 2 4 8 16 32 64] [--sleep 1] [--sampler tpe]
 
 Optuna and MLflow are on SQLite; each trial has one epoch, a run and a run's parameters, and no model. The
 actors import `ray.tune` alone, so that 64 of them fit a small machine, whose cores they share with the
@@ -76,7 +76,7 @@ class Memory:
         return grown / max(1, self._ended - self._from) * 1000 / 1e6
 
 
-def measured(trials: int, cpus: int, sleep: float) -> dict[str, Any]:
+def measured(trials: int, cpus: int, sleep: float, sampler: str) -> dict[str, Any]:
     """One search on `cpus` logical CPUs."""
     seconds: dict[str, float] = defaultdict(float)
     memory = Memory(trials)
@@ -93,7 +93,8 @@ def measured(trials: int, cpus: int, sleep: float) -> dict[str, Any]:
         text = SPEC.format(trials=trials, epochs=1, workers=cpus)
         home = Home(Path(folder) / "nothing")
         home.make()
-        spec = read_spec(text, [f"tracking.uri=sqlite:///{folder}/mlflow.db"])
+        changes = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"search.sampler={sampler}"]
+        spec = read_spec(text, changes)
         study = SearchStudy.create(spec, home)
         launch.run_study(spec, home, Console(file=io.StringIO()), study, trainable=Sleep)
         completed = study.progress().completed
@@ -103,6 +104,7 @@ def measured(trials: int, cpus: int, sleep: float) -> dict[str, Any]:
         "trials": completed,
         "cpus": cpus,
         "sleep": sleep,
+        "sampler": sampler,
         "wall_seconds": round(wall, 2),
         "over_ideal": round(wall / ideal, 3),
         "mlflow_after_seconds": round(seconds.pop("Tracker.close"), 2),
@@ -117,12 +119,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--cpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--sleep", type=float, default=1.0)
+    parser.add_argument("--sampler", default="tpe", help="tpe, which takes longer the more trials there are")
     asked = parser.parse_args()
     if len(asked.cpus) == 1:
-        print(json.dumps(measured(asked.trials, asked.cpus[0], asked.sleep)), flush=True)
+        print(json.dumps(measured(asked.trials, asked.cpus[0], asked.sleep, asked.sampler)), flush=True)
         return
     for cpus in asked.cpus:
-        same = ["--trials", str(asked.trials), "--sleep", str(asked.sleep), "--cpus", str(cpus)]
+        same = [f"--trials={asked.trials}", f"--sleep={asked.sleep}", f"--cpus={cpus}"]
+        same.append(f"--sampler={asked.sampler}")
         subprocess.run([sys.executable, __file__, *same], check=True)
 
 
