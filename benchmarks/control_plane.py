@@ -7,15 +7,16 @@ actors import `ray.tune` alone, so that 64 of them fit a small machine, whose co
 driver: what is measured is the whole machine's control plane, not the driver alone. Prints one JSON line
 for each number of CPUs: the wall time of the trials over the ideal (trials x sleep / CPUs), the start of
 the actors included; how long MLflow takes to have the rest afterwards; the driver's memory for each
-1,000 trials, after the first tenth; and where the driver's time went.
+1,000 trials, after the first tenth; where the driver's time went; and whose the machine's CPU time was.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import io
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,9 @@ from search.home import Home
 from search.spec import read_spec
 from search.study import SearchStudy
 from trainables.record import METRICS
+
+
+RAY = ("gcs_server", "raylet")
 
 
 class Sleep(tune.Trainable):  # type: ignore[misc]
@@ -76,6 +80,17 @@ class Memory:
         return grown / max(1, self._ended - self._from) * 1000 / 1e6
 
 
+def cpu_seconds() -> dict[str, float]:
+    """CPU time of this process, of what sends to MLflow (which has ended), and of Ray's processes by kind."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = defaultdict(float, driver=time.process_time(), mlflow=ended.ru_utime + ended.ru_stime)
+    for process in psutil.Process().children(recursive=True):
+        called, times = process.name(), process.cpu_times()
+        kind = "actors" if called.startswith("ray::") else called if called in RAY else "rest of Ray"
+        spent[kind] += times.user + times.system
+    return {kind: round(seconds, 1) for kind, seconds in spent.items()}
+
+
 def measured(trials: int, cpus: int, sleep: float, sampler: str) -> dict[str, Any]:
     """One search on `cpus` logical CPUs."""
     seconds: dict[str, float] = defaultdict(float)
@@ -87,9 +102,8 @@ def measured(trials: int, cpus: int, sleep: float, sampler: str) -> dict[str, An
         for name in names:
             timed(seconds, owner, name)
     timed(seconds, launch, "run_trials")
-    launch.local_ray = functools.partial(tuning.local_ray, cpus=cpus)
     Sleep.seconds = sleep
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tuning.local_ray(cpus=cpus):
         text = SPEC.format(trials=trials, epochs=1, workers=cpus)
         home = Home(Path(folder) / "nothing")
         home.make()
@@ -97,7 +111,7 @@ def measured(trials: int, cpus: int, sleep: float, sampler: str) -> dict[str, An
         spec = read_spec(text, changes)
         study = SearchStudy.create(spec, home)
         launch.run_study(spec, home, Console(file=io.StringIO()), study, trainable=Sleep)
-        completed = study.progress().completed
+        completed, cpu = study.progress().completed, cpu_seconds()
     wall, ideal = seconds.pop("search.launch.run_trials"), trials * sleep / cpus
     return {
         "benchmark": "control_plane",
@@ -109,6 +123,8 @@ def measured(trials: int, cpus: int, sleep: float, sampler: str) -> dict[str, An
         "over_ideal": round(wall / ideal, 3),
         "mlflow_after_seconds": round(seconds.pop("Tracker.close"), 2),
         "driver_mb_per_1000_trials": round(memory.per_thousand(), 1),
+        "cpu_seconds": cpu,
+        "cores": os.cpu_count(),
         "driver_seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
 

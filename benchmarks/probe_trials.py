@@ -1,12 +1,18 @@
 """What a cached probe trial costs beside its own arithmetic, and what MLflow costs of that.
 
-    python benchmarks/probe_trials.py [--trials 200] [--rounds 1] [--tracking on off]
+    python benchmarks/probe_trials.py [--trials 200] [--rounds 1] [--tracking on off] [--set KEY=VALUE ...]
 
 The search of `comparison.py` with Optuna and MLflow on SQLite and a logged model a trial, on a cache that
 holds every view. Timed from the first result to MLflow's last acknowledgement, so without the start of Ray
 and of its workers. With `--tracking on off` the same search is run in turn with MLflow told everything and
-nothing. Prints one JSON line: of each search the wall seconds a trial; the same less the mean seconds in
-which a worker trained and measured, over the workers (`beside_arithmetic`); and the medians' ratio.
+nothing; with `--set` it is another one, e.g. of fine-tuning trials:
+
+    --trials 6 --rounds 3 --tracking on off --set space.strategy=partial search.pruner=none
+    search.sampler=random search.max_epochs=4 data.limit.train=500 data.image_size=64
+
+Prints one JSON line: of each search the wall seconds a trial; the same less the mean seconds in which a
+worker trained and measured, over the workers (`beside_arithmetic`); what share of the cores' time the
+process that sends to MLflow took; and the medians' ratio.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ import argparse
 import io
 import json
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -69,12 +76,16 @@ def searched(spec: SearchSpec, folder: Path, clock: Clock, *, told: bool) -> dic
     home.make()
     study = SearchStudy.create(spec, home)
     clock.first = clock.busy = 0.0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     launch.run_study(spec, home, Console(file=io.StringIO()), study)
     progress = study.progress()
     seconds = (time.perf_counter() - clock.first) / progress.counted
+    sender = resource.getrusage(resource.RUSAGE_CHILDREN)  # the only child that ended meanwhile
+    sent = sender.ru_utime + sender.ru_stime - before.ru_utime - before.ru_stime
     return {
         "seconds_per_trial": round(seconds, 4),
         "beside_arithmetic": round(seconds - clock.busy / progress.counted / WORKERS, 4),
+        "sender_share": round(sent / (seconds * progress.counted * (os.cpu_count() or 1)), 4),
         "failed": progress.failed,
     }
 
@@ -85,18 +96,19 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--tracking", nargs="+", choices=("on", "off"), default=["on"])
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the spec")
     asked = parser.parse_args()
     clock, rows = Clock(), []
     with tempfile.TemporaryDirectory() as name, tuning.local_ray(preloaded=True):
         folder = Path(name)
         text = SPEC.format(trials=asked.trials, epochs=8, size=96, seed=0)
         same = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"cache.dir={folder}/cache"]
-        fill = read_spec(text, [*same, *EVERY_VIEW], name="fill")
+        fill = read_spec(text, [*same, *asked.set, *EVERY_VIEW, "space.strategy=probe"], name="fill")
         plan(fill, Home(folder / "fill"))
         searched(fill, folder, clock, told=False)
         for number in range(asked.rounds):
             for tracking in asked.tracking:
-                spec = read_spec(text, same, name=f"{tracking}-{number}")
+                spec = read_spec(text, [*same, *asked.set], name=f"{tracking}-{number}")
                 told = searched(spec, folder, clock, told=tracking == "on")
                 rows.append({"tracking": tracking, **told})
     medians = {
