@@ -6,7 +6,10 @@ Fashion-MNIST, 1,000 training and 500 validation images, EfficientNet-Lite0 froz
 head's knobs, early stopping on both sides, two workers of one core each. Each side is timed as a whole
 process, from its start to its end, with all that it imports and writes: ours with an empty cache (`cold`),
 with what that left there (`used`: views are computed when first asked for, and a second search asks for
-others), and with every view there (`warm`), then `peer_plain_tune.py`. Prints one JSON line.
+others), and with every view there (`warm`), then `peer_plain_tune.py`. Prints one JSON line. `lines` say
+where our wall time went: until the first trial began, while trials ran (the workers' mean seconds of
+computing views, of waiting for one that the other computes, of training and measuring heads, and of anything
+else), and after the last trial ended. `--no-peer` leaves the peer out.
 """
 
 from __future__ import annotations
@@ -22,11 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlflow import MlflowClient
 
+from search.home import Home
+from search.spec import read_spec
+from search.study import SearchStudy
 from trainables import backbones
 from trainables.data import DataConfig, load
+from trainables.record import APPLIED_FILE
 
 ROOT = Path(__file__).parents[1]
+WORKERS = 2
 SPEC = """
 name: probe
 data:
@@ -44,7 +53,7 @@ space:
   batch_size: [32, 64, 128]
   dropout: {{low: 0.0, high: 0.4}}
   label_smoothing: [0.0, 0.05, 0.1]
-resources: {{cpu: 1, concurrency: 2}}
+resources: {{cpu: 1, concurrency: {workers}}}
 cache: {{dir: cache}}
 """
 
@@ -81,31 +90,61 @@ def timed(words: list[str], folder: Path) -> tuple[float, str]:
     return time.perf_counter() - began, done.stdout
 
 
+def lines(folder: Path, name: str, began: float, ended: float) -> dict[str, float]:
+    """Where the wall time of a search went that took from `began` to `ended`; of workers their mean."""
+    home = Home.of(name, folder / "searches")
+    study = SearchStudy.open(read_spec(home.spec), home)
+    first = min(trial.datetime_start.timestamp() for trial in study.trials() if trial.datetime_start)
+    last = max(trial.datetime_complete.timestamp() for trial in study.trials() if trial.datetime_complete)
+    used = [json.loads(file.read_text())["cache"] for file in home.checkpoints.glob(f"*/{APPLIED_FILE}")]
+    views = sum(each["compute_seconds"] for each in used) / WORKERS
+    waiting = sum(each["wait_seconds"] for each in used) / WORKERS
+    mlflow, records = MlflowClient(f"sqlite:///{folder}/mlflow.db"), study.records()
+    histories = [mlflow.get_metric_history(record.mlflow_run_id, "epoch_seconds") for record in records]
+    epochs = sum(point.value for history in histories for point in history) / WORKERS
+    told = {
+        "until_first_trial": first - began,
+        "views": views,
+        "waiting": waiting,
+        "heads": epochs - views - waiting,
+        "beside": last - first - epochs,
+        "after_last_trial": ended - last,
+    }
+    return {"epochs_run": sum(map(len, histories)), **{key: round(value, 1) for key, value in told.items()}}
+
+
 def main() -> None:
     """Runs the three and prints the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name, default in (("trials", 64), ("seed", 0), ("size", 96), ("epochs", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--no-peer", action="store_true")
     asked = parser.parse_args()
+    numbers = {name: value for name, value in vars(asked).items() if name != "no_peer"}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "spec.yaml").write_text(SPEC.format(**vars(asked)))
+        (folder / "spec.yaml").write_text(SPEC.format(**numbers, workers=WORKERS))
         write_data(asked.size, asked.seed, folder / "data.npz")
         ours: dict[str, dict[str, Any]] = {}
         for cache in ("cold", "used", "fill", "warm"):
             changes = [f"--set={each}" for each in EVERY_VIEW] if cache == "fill" else []
+            began = time.time()
             seconds, _ = timed(["-m", "search", "launch", "spec.yaml", "--name", cache, *changes], folder)
             if cache == "fill":
                 continue
+            where = lines(folder, cache, began, time.time())
             best = json.loads(timed(["-m", "search", "best", cache, "--json"], folder)[1])
-            ours[cache] = {"seconds": round(seconds, 1), "best": round(best["value"], 4)}
-        options = [f"--{name}={value}" for name, value in vars(asked).items()]
+            ours[cache] = {"seconds": round(seconds, 1), "best": round(best["value"], 4), "lines": where}
+        line = {"benchmark": "comparison", **numbers, **ours}
+        if asked.no_peer:
+            print(json.dumps(line))
+            return
+        options = [f"--{name}={value}" for name, value in {**numbers, "workers": WORKERS}.items()]
         peer = [str(ROOT / "benchmarks" / "peer_plain_tune.py"), "--data", "data.npz", *options]
         seconds, printed = timed(peer, folder)
     told = json.loads(printed.strip().splitlines()[-1])
     ratios = {f"{cache}_ratio": round(seconds / run["seconds"], 2) for cache, run in ours.items()}
-    line = {"benchmark": "comparison", **vars(asked), **ratios, **ours}
-    print(json.dumps({**line, "peer": {**told, "seconds": round(seconds, 1)}}))
+    print(json.dumps({**line, **ratios, "peer": {**told, "seconds": round(seconds, 1)}}))
 
 
 if __name__ == "__main__":

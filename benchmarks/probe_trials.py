@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from comparison import EVERY_VIEW, SPEC
+from comparison import EVERY_VIEW, SPEC, WORKERS
 from rich.console import Console
 
 from search import launch, tuning
@@ -38,8 +38,6 @@ from search.planning import plan
 from search.spec import SearchSpec, read_spec
 from search.study import SearchStudy
 from search.tracking import Tracker
-
-WORKERS = 2
 
 
 class Untold:
@@ -101,7 +99,7 @@ def main() -> None:
     clock, rows = Clock(), []
     with tempfile.TemporaryDirectory() as name, tuning.local_ray(preloaded=True):
         folder = Path(name)
-        text = SPEC.format(trials=asked.trials, epochs=8, size=96, seed=0)
+        text = SPEC.format(trials=asked.trials, epochs=8, size=96, seed=0, workers=WORKERS)
         same = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"cache.dir={folder}/cache"]
         fill = read_spec(text, [*same, *asked.set, *EVERY_VIEW, "space.strategy=probe"], name="fill")
         plan(fill, Home(folder / "fill"))

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
+from search import __version__
 from search.errors import BadInput, TransferSearchError
 
 if TYPE_CHECKING:
@@ -70,6 +71,21 @@ AddressOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"transfer-search {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 class _Verbatim(TyperCommand):

@@ -147,8 +147,8 @@ def _ray(*, preloaded: bool = False) -> Iterator[None]:
         cluster_ray()
         yield
         return
-    # Meanwhile, since the start of Ray is mostly waiting.
-    threading.Thread(target=import_module, args=("search.planning",), daemon=True).start()
+    if preloaded:  # here too meanwhile, since the start of Ray is mostly waiting
+        threading.Thread(target=import_module, args=("search.planning",), daemon=True).start()
     with local_ray(preloaded=preloaded):
         yield
 

@@ -59,6 +59,10 @@ _NODE_LOST = ("its node has died", "The actor is temporarily unavailable", "pree
 """How Ray says that a trial's process was lost with its node, or cannot be reached any more."""
 
 
+_STARTS_WITHIN = 0.05
+"""Seconds in which a process that is there takes a trial that was handed out, unless a draw is in the way."""
+
+
 class Observer(Protocol):
     """Whoever is told what happens to trials; never asked for a decision."""
 
@@ -117,6 +121,7 @@ class Conductor:
         self._waiting = study.interrupted()
         self._begun = len(study.trials())
         self._numbers: dict[str, int] = {}
+        self._handed_out = 0.0
         self._max_epochs: dict[int, int] = {}
         self._failures: dict[int, int] = {}
         self._shares: dict[int, float] = {}
@@ -129,7 +134,8 @@ class Conductor:
         if self.should_stop():
             return str(Searcher.FINISHED)
         if not self._room.for_more_than(len(self._numbers)):
-            if not self._waiting and self._begun < self.study.budget:
+            is_idle = time.monotonic() - self._handed_out > _STARTS_WITHIN
+            if is_idle and not self._waiting and self._begun < self.study.budget:
                 self.study.draw_ahead()
             return None
         if self._waiting:
@@ -141,6 +147,7 @@ class Conductor:
             return str(Searcher.FINISHED)
         number = assignment.number
         self._numbers[tune_id] = number
+        self._handed_out = time.monotonic()
         self._max_epochs[number] = assignment.hparams.max_epochs
         for observer in self._observers:
             observer.trial_started(assignment)

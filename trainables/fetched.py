@@ -7,20 +7,17 @@ is there now. What has been fetched is checked by its size; deleting any of it a
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
 from trainables.cache import FETCHED
 from trainables.decode import DataError
 from trainables.folders import folder
+from trainables.locked import locked, unwritable
 from trainables.manifests import manifest, paths_in
 from trainables.remote import Entry, Remote, RemoteError
 from trainables.rows import touch
@@ -93,30 +90,16 @@ class _Copy:
             DataError: if it cannot be read, has changed meanwhile, or the cache cannot be written.
         """
         try:
-            with self._lock():
+            with locked(self.folder, self._wait):
                 self._fetch([entry for entry in self._entries if not self._has(entry)])
             touch(self.folder)
         except RemoteError as error:
             raise DataError(f"data.source: {error}") from error
         except OSError as error:
-            fix = "set cache.dir to a folder that can be written"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                fix = "make room there, or set cache.dir to a larger disk"
-            raise DataError(f"the cache {self.folder} cannot be written: {error.strerror}; {fix}") from error
+            raise unwritable(self.folder, error) from error
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{self.folder}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self._progress("waiting for another process that fetches the same files", 0, 1)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def _wait(self) -> None:
+        self._progress("waiting for another process that fetches the same files", 0, 1)
 
     def _has(self, entry: Entry) -> bool:
         try:

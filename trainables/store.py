@@ -7,14 +7,13 @@ Deleting any of it at any time is safe.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from trainables.decode import DataError, UnreadableImage, read, to_frame
+from trainables.locked import locked, unwritable
 from trainables.rows import RowWriter, digest_of, kept_rows, replacing, touch, write_json
 from trainables.sources import Listing, Source
 
@@ -118,42 +117,24 @@ class Store:
             if (found := kept()) is not None:
                 return found
             try:
-                with self._lock():
+                with locked(self.folder, self._wait):
                     if (found := kept()) is not None:
                         return found
+                    for leftover in self.folder.glob("*.tmp"):
+                        leftover.unlink(missing_ok=True)
                     build()
             except FileNotFoundError as exc:
                 if not str(exc.filename or "").startswith(str(self.folder)):
                     raise
             except OSError as exc:
-                raise self._unwritable(exc) from exc
+                raise unwritable(self.folder, exc) from exc
         raise DataError(
             f"the cache {self.folder} was deleted {_ATTEMPTS} times while it was written; let it "
             "be until the data is loaded, or set cache.dir to another folder"
         )
 
-    def _unwritable(self, exc: OSError) -> DataError:
-        fix = "set cache.dir to a folder that can be written"
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            fix = "make room there, or set cache.dir to a larger disk"
-        return DataError(f"the cache {self.folder} cannot be written: {exc.strerror or exc}; {fix}")
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{self.folder}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self._progress("waiting for another process that reads the same images", 0, 1)
-            lock.acquire()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob("*.tmp"):
-                leftover.unlink(missing_ok=True)
-            yield
-        finally:
-            lock.release()
+    def _wait(self) -> None:
+        self._progress("waiting for another process that reads the same images", 0, 1)
 
     # The scan
 
