@@ -36,7 +36,6 @@ from search.spec import read_spec
 from search.study import SearchStudy
 from trainables.record import METRICS
 
-
 RAY = ("gcs_server", "raylet")
 
 

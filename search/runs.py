@@ -12,13 +12,17 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import make_url
 
 import search
 from search.errors import Refused, TrackingError
@@ -106,6 +110,13 @@ class Runs:
                 state = event["state"]
                 self._client.set_tag(self.parent, STATE_TAG, state)
                 self._client.set_terminated(self.parent, "FINISHED" if state == "FINISHED" else "KILLED")
+
+    def settle(self) -> None:
+        """Leaves nothing beside SQLite's file, so that a copy of it alone is whole."""
+        url = make_url(self._spec.tracking_uri)
+        if url.drivername == "sqlite" and url.database:
+            with closing(sqlite3.connect(url.database)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def of(self, number: int) -> str | None:
         """The run of a trial that has started."""

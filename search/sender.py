@@ -8,22 +8,28 @@ then goes on where it stopped. One sender at a time works for a search.
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import logging
 import os
 import queue
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from filelock import FileLock
+from sqlalchemy import Engine
+from sqlalchemy.event import listen
 
 from search.errors import Refused, TransferSearchError
 from search.home import Home
 from search.runs import Runs, load_mlflow
 from search.spec import read_spec
+from search.storage import write_ahead
 from search.tracking import outbox_file
 
 __all__ = ["Sender", "main"]
@@ -140,10 +146,18 @@ def _ordered(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return starts + rest
 
 
+def _connected(connection: Any, record: Any) -> None:
+    """MLflow's SQLite is written as the study's is, unless somebody else has it open in another way."""
+    if isinstance(connection, sqlite3.Connection):
+        with suppress(sqlite3.OperationalError):
+            write_ahead(connection)
+
+
 def main() -> None:
     """Opens the search that the first line names, and sends what the others say."""
     answer = functools.partial(_answer, os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # whatever a library prints is no answer
+    listen(Engine, "connect", _connected)
     load_mlflow(whole=True)  # while the search does other things
     opening = json.loads(sys.stdin.readline() or "null")
     if opening is None:
@@ -165,10 +179,12 @@ def main() -> None:
         except TransferSearchError as error:
             answer("opened", {"error": str(error)})
             return
+        gc.freeze()  # MLflow's imports stay; what is collected from here on are events
         answer("opened", {"parent": runs.parent, "experiment": runs.experiment})
         sender = Sender(runs, home, answer)
         threading.Thread(target=sender.receive, args=(sys.stdin,), daemon=True).start()
         sender.send()
+        runs.settle()
         os._exit(0)  # the search waits for this process, and Python would take a second to undo its imports
 
 

@@ -20,7 +20,7 @@ from search.errors import BadInput, TransferSearchError
 from search.home import Home
 from search.spec import SearchSpec, with_driver
 
-__all__ = ["DriverStorage", "database", "opened"]
+__all__ = ["DriverStorage", "database", "opened", "write_ahead"]
 
 
 def database(spec: SearchSpec, home: Home) -> RDBStorage:
@@ -31,13 +31,19 @@ def database(spec: SearchSpec, home: Home) -> RDBStorage:
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
-        # Write-ahead logging without a flush each commit: a killed driver loses nothing, a lost
-        # power supply at most the last commits, and a trial's dozens of writes cost milliseconds.
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
+        write_ahead(connection)
         return connection
 
     return RDBStorage(home.study_url, engine_kwargs={"creator": connect})
+
+
+def write_ahead(connection: sqlite3.Connection) -> None:
+    """Lets a connection write ahead and not flush each commit: a trial's dozens of writes cost milliseconds.
+
+    A process that is killed loses nothing, a lost power supply at most the last commits.
+    """
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def opened(url: str, called: str) -> RDBStorage:
