@@ -9,7 +9,8 @@ with what that left there (`used`: views are computed when first asked for, and 
 others), and with every view there (`warm`), then `peer_plain_tune.py`. Prints one JSON line. `lines` say
 where our wall time went: until the first trial began, while trials ran (the workers' mean seconds of
 computing views, of waiting for one that the other computes, of training and measuring heads, and of anything
-else), and after the last trial ended. `--no-peer` leaves the peer out.
+else), and after the last trial ended. `best` is of completed trials, as a search's winner is;
+`best_of_all_trials` of pruned ones too, as the peer's is. `--no-peer` leaves the peer out.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ def lines(folder: Path, name: str, began: float, ended: float) -> dict[str, floa
         "beside": last - first - epochs,
         "after_last_trial": ended - last,
     }
-    return {"epochs_run": sum(map(len, histories)), **{key: round(value, 1) for key, value in told.items()}}
+    best = max(record.value for record in records if record.value is not None)
+    seen = {"epochs_run": sum(map(len, histories)), "best_of_all_trials": round(best, 4)}
+    return {**seen, **{key: round(value, 1) for key, value in told.items()}}
 
 
 def main() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, shared_ray: None) -> Path
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         printed = transfer_search("launch", "small.yaml")
+    shutil.copy(place / "mlflow.db", place / "copy.db")
     assert "best trial" in printed
     assert "transfer-search export small" in printed
     return place
@@ -61,6 +65,12 @@ def test_trials_are_as_the_spec_and_the_storage_say(inside: Path) -> None:
     assert [row["search"] for row in rows("list")] == ["small"]
     header = transfer_search("trials", "small", "--csv").splitlines()[0]
     assert header.startswith("search,trial,state")
+
+
+def test_a_copy_of_mlflows_file_holds_every_run(inside: Path) -> None:
+    with closing(sqlite3.connect(inside / "copy.db")) as copy:
+        ended = copy.execute("SELECT COUNT(*) FROM runs WHERE end_time IS NOT NULL").fetchone()
+    assert ended == (1 + len(rows("trials", "small")),)
 
 
 def test_every_model_reproduces_its_recorded_accuracy(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
