@@ -7,8 +7,8 @@ holds every view. Timed from the first result to MLflow's last acknowledgement, 
 and of its workers. With `--tracking on off` the same search is run in turn with MLflow told everything and
 nothing; with `--set` it is another one, e.g. of fine-tuning trials:
 
-    --trials 6 --rounds 3 --tracking on off --set space.strategy=partial search.pruner=none
-    search.sampler=random search.max_epochs=4 data.limit.train=500 data.image_size=64
+    --trials 4 --rounds 3 --tracking on off --set space.strategy=partial search.pruner=none
+    search.sampler=random search.max_epochs=3 data.limit.train=500 data.image_size=64
 
 Prints one JSON line: of each search the wall seconds a trial; the same less the mean seconds in which a
 worker trained and measured, over the workers (`beside_arithmetic`); what share of the cores' time the
@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 from comparison import EVERY_VIEW, SPEC, WORKERS
 from rich.console import Console
 
@@ -52,15 +53,23 @@ class Untold:
         return lambda *args, **kwargs: None
 
 
+def sender_seconds() -> float:
+    """CPU seconds that the process has taken so far which sends to MLflow."""
+    children = psutil.Process().children()
+    senders = (child.cpu_times() for child in children if "search.sender" in child.cmdline())
+    return sum(times.user + times.system for times in senders)
+
+
 class Clock:
-    """When the first result came, and the seconds that workers spent in epochs."""
+    """When the first result came, what the sender had taken by then, and workers in epochs since."""
 
     def __init__(self) -> None:
-        self.first, self.busy = 0.0, 0.0
+        self.first, self.sender, self.busy = 0.0, 0.0, 0.0
         after_epoch = tuning.Conductor.after_epoch
 
         def clocked(conductor: tuning.Conductor, tune_id: str, result: Mapping[str, Any]) -> bool:
-            self.first = self.first or time.perf_counter()
+            if not self.first:
+                self.first, self.sender = time.perf_counter(), sender_seconds()
             self.busy += result["epoch_seconds"]
             return after_epoch(conductor, tune_id, result)
 
@@ -73,13 +82,13 @@ def searched(spec: SearchSpec, folder: Path, clock: Clock, *, told: bool) -> dic
     home = Home(folder / spec.name)
     home.make()
     study = SearchStudy.create(spec, home)
-    clock.first = clock.busy = 0.0
+    clock.first = clock.sender = clock.busy = 0.0
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     launch.run_study(spec, home, Console(file=io.StringIO()), study)
     progress = study.progress()
     seconds = (time.perf_counter() - clock.first) / progress.counted
-    sender = resource.getrusage(resource.RUSAGE_CHILDREN)  # the only child that ended meanwhile
-    sent = sender.ru_utime + sender.ru_stime - before.ru_utime - before.ru_stime
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # the sender's: the only child that ended meanwhile
+    sent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime - clock.sender
     return {
         "seconds_per_trial": round(seconds, 4),
         "beside_arithmetic": round(seconds - clock.busy / progress.counted / WORKERS, 4),
