@@ -113,9 +113,9 @@ class Runs:
 
     def settle(self) -> None:
         """Leaves nothing beside SQLite's file, so that a copy of it alone is whole."""
-        url = make_url(self._spec.tracking_uri)
-        if url.drivername == "sqlite" and url.database:
-            with closing(sqlite3.connect(url.database)) as connection:
+        if self._spec.tracking_uri.startswith("sqlite:"):
+            file = make_url(self._spec.tracking_uri).database or ":memory:"
+            with closing(sqlite3.connect(file)) as connection:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def of(self, number: int) -> str | None:
