@@ -234,7 +234,7 @@ class CacheSection(Section):
     enabled: bool = True
     dir: str | None = None
     max_gb: float = Field(20, gt=0)
-    views: int | None = Field(4, ge=1)
+    views: int | None = Field(8, ge=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -77,7 +77,7 @@ class Settings:
     """
 
     monitor: Monitor = Monitor()
-    views: int | None = 4
+    views: int | None = 8
     orientation_matters: bool = False
     device: str = "cpu"
     threads: int = 1
