@@ -84,7 +84,6 @@ def _nodes(root: Path, seconds: float) -> Iterator[Check]:
                 else f"gave no answer within {seconds:g} s; see `ray status` and that node's load and logs",
                 told=_resources(node["Resources"]),
             )
-            ray.cancel(answer)
     finally:
         for path in root.glob(f"{probe.name}*"):
             path.unlink(missing_ok=True)
