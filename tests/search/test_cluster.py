@@ -32,7 +32,7 @@ PASSWORD = "a-password-of-the-database"
 MLFLOW_PASSWORD = "a-password-of-mlflow"
 DASHBOARD = 8265
 
-TRIALS, EPOCHS = 8, 16
+TRIALS, EPOCHS = 5, 96
 SLOW = (
     "name=moved",
     f"search.trials={TRIALS}",
@@ -42,7 +42,7 @@ SLOW = (
     "space.policy=classic",
     "space.batch_size=32",
 )
-"""Trials that take some 20 s, since nothing of them is cached."""
+"""Trials that take at least 18 s, since nothing of them is cached: their states are saved every 10 s."""
 
 
 @dataclass
