@@ -29,10 +29,10 @@ import numpy as np
 from mlflow import MlflowClient
 
 from search.home import Home
-from search.spec import read_spec
-from search.study import SearchStudy
-from trainables import backbones
-from trainables.data import DataConfig, load
+from search.spec.search_spec import read_spec
+from search.study.search_study import SearchStudy
+from trainables.image import backbones
+from trainables.image.data import DataConfig, load
 from trainables.record import APPLIED_FILE
 
 ROOT = Path(__file__).parents[1]

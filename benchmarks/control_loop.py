@@ -23,14 +23,15 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from search import launch, tracking
 from search.home import Home
-from search.spec import read_spec
-from search.study import SearchStudy
-from trainables import backbones
-from trainables.hparams import HParams
-from trainables.model import build_model, make_card, save_delta
+from search.run import launch
+from search.spec.search_spec import read_spec
+from search.study.search_study import SearchStudy
+from search.tracking import tracker as tracking
+from trainables.image import backbones
 from trainables.record import METRICS, MODEL_FOLDER
+from trainables.training.hparams import HParams
+from trainables.training.model import build_model, make_card, save_delta
 
 SPEC = """
 name: nothing

@@ -30,10 +30,11 @@ from control_loop import SPEC, timed
 from ray import tune
 from rich.console import Console
 
-from search import launch, tracking, tuning
 from search.home import Home
-from search.spec import read_spec
-from search.study import SearchStudy
+from search.run import launch, tuning
+from search.spec.search_spec import read_spec
+from search.study.search_study import SearchStudy
+from search.tracking import tracker as tracking
 from trainables.record import METRICS
 
 RAY = ("gcs_server", "raylet")

@@ -16,9 +16,9 @@ import time
 
 import torch
 
-from trainables import backbones
-from trainables.folding import folded
-from trainables.inference import engine, fast_passes
+from trainables.image import backbones
+from trainables.training.folding import folded
+from trainables.training.inference import engine, fast_passes
 
 ROUNDS = 10
 BATCH = 32

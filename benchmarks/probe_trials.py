@@ -33,12 +33,12 @@ import psutil
 from comparison import EVERY_VIEW, SPEC, WORKERS
 from rich.console import Console
 
-from search import launch, tuning
 from search.home import Home
-from search.planning import plan
-from search.spec import SearchSpec, read_spec
-from search.study import SearchStudy
-from search.tracking import Tracker
+from search.run import launch, tuning
+from search.run.planning import plan
+from search.spec.search_spec import SearchSpec, read_spec
+from search.study.search_study import SearchStudy
+from search.tracking.tracker import Tracker
 
 
 class Untold:
@@ -56,7 +56,7 @@ class Untold:
 def sender_seconds() -> float:
     """CPU seconds that the process has taken so far which sends to MLflow."""
     children = psutil.Process().children()
-    senders = (child.cpu_times() for child in children if "search.sender" in child.cmdline())
+    senders = (child.cpu_times() for child in children if "search.tracking.sender" in child.cmdline())
     return sum(times.user + times.system for times in senders)
 
 

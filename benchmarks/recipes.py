@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainables import backbones
-from trainables.augment import operations
-from trainables.cache import Cache
-from trainables.data import DataConfig, load
-from trainables.hparams import HParams, knobs
-from trainables.loop import Settings, Training, fit
+from trainables.files.cache import Cache
+from trainables.image import backbones
+from trainables.image.augment import operations
+from trainables.image.data import DataConfig, load
+from trainables.training.hparams import HParams, knobs
+from trainables.training.loop import Settings, Training, fit
 
 SEEDS = (0, 1, 2)
 STRATEGIES: dict[str, dict[str, Any]] = {

@@ -25,10 +25,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from trainables import backbones
-from trainables.data import DataConfig, DataError, ImageData, load
-from trainables.hparams import HParams
-from trainables.loop import Settings, Training
+from trainables.errors import DataError
+from trainables.image import backbones
+from trainables.image.data import DataConfig, ImageData, load
+from trainables.training.hparams import HParams
+from trainables.training.loop import Settings, Training
 
 
 class Transformed(Dataset[Any]):

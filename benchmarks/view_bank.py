@@ -18,10 +18,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from trainables import augment, backbones
-from trainables.data import DataConfig, load
-from trainables.hparams import HParams
+from trainables.image import augment, backbones
+from trainables.image.data import DataConfig, load
 from trainables.seeds import derived_seed, sample_seeds
+from trainables.training.hparams import HParams
 
 SETS: dict[str, list[HParams]] = {
     "four policies": [

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from trainables import backbones
-from trainables.cache import Cache
-from trainables.data import DataConfig, load
-from trainables.hparams import HParams
-from trainables.loop import Settings, Training, fit
+from trainables.files.cache import Cache
+from trainables.image import backbones
+from trainables.image.data import DataConfig, load
+from trainables.training.hparams import HParams
+from trainables.training.loop import Settings, Training, fit
 
 SEEDS = (0, 1, 2)
 VIEWS = (1, 2, 4, 8, None)

@@ -1,5 +1,5 @@
 """`python -m search` is `transfer-search`."""
 
-from search.cli import entry
+from search.cli.main import entry
 
 entry()

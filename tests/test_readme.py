@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from search.cli import app
-from search.spec import read_spec
+from search.cli.main import app
+from search.spec.search_spec import read_spec
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,15 +12,15 @@ from typing import Any, NotRequired, TypedDict
 
 from ray import tune
 
-from trainables import backbones
-from trainables.cache import Cache, default_root
-from trainables.claim import Claim
-from trainables.data import DataConfig, ImageData, load
-from trainables.footprint import keep_within
-from trainables.hparams import HParams
-from trainables.loop import Monitor, Settings, Training
-from trainables.model import load_delta
+from trainables.files.cache import Cache, default_root
+from trainables.files.claim import Claim
+from trainables.image import backbones
+from trainables.image.data import DataConfig, ImageData, load
 from trainables.record import BEST, MODEL_FOLDER, PROGRESS_FILE, TEST_METRICS
+from trainables.training.footprint import keep_within
+from trainables.training.hparams import HParams
+from trainables.training.loop import Monitor, Settings, Training
+from trainables.training.model import load_delta
 
 __all__ = ["ImageTransfer", "TrialConfig"]
 

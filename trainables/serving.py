@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from trainables.augment import center_crop
-from trainables.decode import decode, to_frame
-from trainables.model import Card, load_delta
+from trainables.image.augment import center_crop
+from trainables.image.decode import decode, to_frame
+from trainables.training.model import Card, load_delta
 
 __all__ = ["Classifier"]
 

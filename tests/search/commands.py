@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from search import cli
+from search.cli import main as cli
 
 
 def transfer_search(*words: str | Path, code: int = 0) -> str:

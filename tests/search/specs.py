@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from search.spec import SearchSpec, read_spec
+from search.spec.search_spec import SearchSpec, read_spec
 
 SMALL = """
 name: small

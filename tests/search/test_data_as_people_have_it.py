@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.spec import read_spec
+from search.spec.search_spec import read_spec
 from tests.search.commands import rows, transfer_search
 
 ROOT = Path(__file__).parents[2]

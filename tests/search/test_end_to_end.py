@@ -20,11 +20,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from search.home import Home
-from search.spec import read_spec
-from search.study import SearchStudy
+from search.spec.search_spec import read_spec
+from search.study.search_study import SearchStudy
 from tests.search.commands import rows, transfer_search
 from tests.search.specs import SMALL
-from trainables.data import load
+from trainables.image.data import load
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 

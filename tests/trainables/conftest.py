@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from trainables import backbones
-from trainables.backbones import Backbone
-from trainables.cache import Cache
-from trainables.data import DataConfig, ImageData, load
-from trainables.hparams import HParams
-from trainables.loop import Settings, Training
+from trainables.files.cache import Cache
+from trainables.image import backbones
+from trainables.image.backbones import Backbone
+from trainables.image.data import DataConfig, ImageData, load
+from trainables.training.hparams import HParams
+from trainables.training.loop import Settings, Training
 
 SIDE = 32
 

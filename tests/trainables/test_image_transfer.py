@@ -13,12 +13,12 @@ import torch
 
 from tests.buckets import Bucket
 from trainables import image_transfer
-from trainables.data import DataConfig
-from trainables.hparams import HParams
+from trainables.files.remote import Remote
+from trainables.image.data import DataConfig
 from trainables.image_transfer import ImageTransfer, TrialConfig
-from trainables.model import load_delta
 from trainables.record import BEST, METRICS, MODEL_FOLDER, STATE_FILE, TEST_METRICS
-from trainables.remote import Remote
+from trainables.training.hparams import HParams
+from trainables.training.model import load_delta
 
 Make = Callable[[TrialConfig], ImageTransfer]
 TIMINGS = {"epoch_seconds", "images_per_second"}

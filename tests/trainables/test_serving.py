@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from trainables.backbones import Backbone
-from trainables.data import DataConfig, ImageData, UnreadableImage, load
-from trainables.hparams import HParams
-from trainables.loop import Settings, Training
-from trainables.model import ModelError
+from trainables.image.backbones import Backbone
+from trainables.image.data import DataConfig, ImageData, UnreadableImage, load
 from trainables.record import MODEL_FOLDER
 from trainables.serving import Classifier, _load_pyfunc
+from trainables.training.hparams import HParams
+from trainables.training.loop import Settings, Training
+from trainables.training.model import ModelError
 
 
 class Trained:

@@ -1,0 +1,1 @@
+"""A Ray cluster from outside: jobs, and a node's health."""

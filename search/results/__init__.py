@@ -1,0 +1,1 @@
+"""What is read from a search: rows, report, export, doctor."""

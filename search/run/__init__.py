@@ -1,0 +1,1 @@
+"""Launch and resume: plan, conductor, Ray Tune, board."""

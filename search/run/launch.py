@@ -1,0 +1,309 @@
+"""From a spec to a finished search: check, plan, run, resume, stop.
+
+What imports torch is imported where it is needed: Ray and its workers start meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from enum import Enum
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from rich.console import Console
+
+from search.console import progress_bar
+from search.errors import BadInput
+from search.home import LAUNCHED, Home, is_inside
+from search.run.board import Board
+from search.run.checkpoints import Checkpoints
+from search.run.tuning import Conductor, Room, Trainable, cluster_ray, local_ray, run_trials
+from search.spec.search_spec import SearchSpec, read_spec
+from search.study.finalists import FinalistStudy, candidates, standings, text, verdict
+from search.study.search_study import Ending, SearchStudy
+from search.tracking.tracker import Sender, Tracker, ready_sender
+
+__all__ = ["Outcome", "abandon", "launch", "resume", "run_study"]
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(Enum):
+    """How a run of a search ended."""
+
+    FINISHED = "FINISHED"
+    STOPPED = "STOPPED"
+    TIME_OVER = "TIME_OVER"
+
+
+def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
+    """Runs a new search to its end.
+
+    Raises:
+        BadInput: if the search exists, or another driver runs it; nothing is changed then.
+        SpecError: if the spec cannot run on this machine.
+    """
+    if home.spec.exists():
+        driver = home.driver()
+        if driver:
+            with home.lock():  # says who
+                pass
+        raise BadInput(
+            f"the search {spec.name!r} was launched before, in {home.root}; go on with "
+            f"`transfer-search resume {spec.name}`, or give this one another name with --name"
+        )
+    if is_inside():
+        cluster_ray()
+        Room(spec)  # what no node could ever give is said before anything is written
+    home.make()
+    with home.lock(), ready_sender(home) as sender, _ray(preloaded=True):
+        with progress_bar(console) as progress:
+            from search.run.planning import plan
+
+            planned = plan(spec, home, progress)
+        temporary = home.spec.with_suffix(".tmp")
+        temporary.write_text(spec.to_yaml(), encoding="utf-8")
+        os.replace(temporary, home.spec)
+        if is_inside():
+            console.print(LAUNCHED)
+        for line in planned.data.report.lines():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return run_study(spec, home, console, SearchStudy.create(spec, home), sender=sender)
+
+
+def resume(
+    home: Home,
+    console: Console,
+    *,
+    trials: int | None = None,
+    seconds: float | None = None,
+    retry_failed: bool = False,
+) -> Outcome:
+    """Goes on with a search, from its spec and its study alone.
+
+    Args:
+        home: of a search that was launched.
+        console: where to show it.
+        trials: a new budget of trials; None: the one it has.
+        seconds: more time from now; None: what is left of the spec's.
+        retry_failed: whether failed trials are run again, as new trials beyond the budget.
+    """
+    spec = read_spec(home.spec)
+    with home.lock(), ready_sender(home) as sender, _ray(preloaded=True):
+        study = SearchStudy.create(spec, home)
+        if trials is not None:
+            study.budget = trials
+        if retry_failed:
+            study.retry_failed()
+            finalists = FinalistStudy.within(study, home)
+            if finalists is not None:
+                finalists.retry_failed()
+        with progress_bar(console) as progress:
+            from search.run.planning import plan
+
+            plan(spec, home, progress)
+        return run_study(spec, home, console, study, seconds=seconds, sender=sender)
+
+
+def abandon(home: Home) -> int:
+    """Ends for good what a stopped search, or its finalists, left running; returns how many trials."""
+    spec = read_spec(home.spec)
+    with home.lock():
+        study = SearchStudy.open(spec, home)
+        tracker = Tracker(spec, home, study)
+        given_up = _given_up(study, home, tracker)
+        finalists = FinalistStudy.within(study, home)
+        if finalists is not None:
+            inner = Tracker(spec, home.finalists, finalists, within=tracker)
+            given_up += _given_up(finalists, home.finalists, inner)
+            inner.close("ABANDONED")
+        tracker.close("ABANDONED")
+        return given_up
+
+
+def _given_up(study: SearchStudy, home: Home, tracker: Tracker) -> int:
+    tracker.replay()
+    left, checkpoints = study.interrupted(), Checkpoints(study, home)
+    for number in left:
+        checkpoints.bring_home(number)
+        tracker.trial_started(study.continue_trial(number))
+        best = study.best_epoch(number)
+        tracker.trial_ended(number, Ending.ABANDONED, best, "abandoned")
+        study.end(number, Ending.ABANDONED, best, "abandoned", tracker.run_of(number, wait=True))
+        checkpoints.clear(number)
+    return len(left)
+
+
+@contextmanager
+def _ray(*, preloaded: bool = False) -> Iterator[None]:
+    """The cluster's Ray where this is a job on one, else a Ray of this process's own."""
+    if is_inside():
+        cluster_ray()
+        yield
+        return
+    if preloaded:  # here too meanwhile, since the start of Ray is mostly waiting
+        threading.Thread(target=import_module, args=("search.run.planning",), daemon=True).start()
+    with local_ray(preloaded=preloaded):
+        yield
+
+
+def run_study(
+    spec: SearchSpec,
+    home: Home,
+    console: Console,
+    study: SearchStudy,
+    *,
+    seconds: float | None = None,
+    trainable: Trainable | None = None,
+    sender: Sender | None = None,
+) -> Outcome:
+    """Runs the study's trials until its budget is met, its time is over, or somebody stops it.
+
+    A search whose budget is met goes on to its finalists, if it has any; its time does not bound them.
+
+    Args:
+        spec, home, study: the search.
+        console: where to show it.
+        seconds: how long from now; None: what is left of the spec's time.
+        trainable: None: `ImageTransfer`.
+        sender: one that is ready for the search; None: starts one.
+    """
+    from search.run.planning import trial_config
+
+    with ExitStack() as stack:
+        stack.enter_context(_driver_log(home))
+        trackers = [Tracker(spec, home, study, sender=sender)]
+        stack.callback(trackers[0].abort)
+        stack.enter_context(_ray())
+        stopped = stack.enter_context(_stop_signals(console))  # after Ray, which sets its own
+        run = partial(_run_trials, console=console, stopped=stopped, trainable=trainable)
+        if seconds is None and spec.search.time is not None:
+            seconds = max(0.0, spec.search.time - study.seconds_spent)
+        outcome = run(study, home, trackers[0], trial_config(spec), seconds=seconds)
+        if outcome is Outcome.FINISHED and candidates(study):
+            finalists = FinalistStudy.begin(study, home)
+            home.finalists.make()
+            trackers.append(Tracker(spec, home.finalists, finalists, within=trackers[0]))
+            stack.callback(trackers[1].abort)
+            told = finalists.cost(study, Room(spec).at_once)
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
+            config = {**trial_config(spec), "score_test": True}
+            outcome = run(finalists, home.finalists, trackers[1], config)
+        _finish(study, home, trackers, outcome, console)
+    return outcome
+
+
+def _run_trials(
+    study: SearchStudy,
+    home: Home,
+    tracker: Tracker,
+    config: Mapping[str, Any],
+    *,
+    console: Console,
+    stopped: threading.Event,
+    trainable: Trainable | None,
+    seconds: float | None = None,
+) -> Outcome:
+    """Runs one study's trials until its budget is met, `seconds` are over, or somebody stops it."""
+    tracker.replay()
+    spec, began = study.spec, time.time()
+    until = None if seconds is None else began + seconds
+    board = Board(
+        spec,
+        console,
+        counts=study.progress,
+        best=study.leader,
+        role=study.role,
+        label=study.label,
+        doing=home.doing,
+        until=until,
+    )
+    conductor = Conductor(
+        study,
+        home,
+        config,
+        room=Room(spec),
+        observers=(tracker, board),
+        run_of=tracker.run_of,
+        should_stop=lambda: stopped.is_set() or (until is not None and time.time() >= until),
+    )
+    with board.live():
+        run_trials(conductor, trainable=trainable)
+    study.seconds_spent += time.time() - began
+    progress = study.progress()
+    if not progress.left and not progress.running:
+        return Outcome.FINISHED
+    is_late = until is not None and time.time() >= until
+    return Outcome.TIME_OVER if is_late and not stopped.is_set() else Outcome.STOPPED
+
+
+def _finish(
+    study: SearchStudy, home: Home, trackers: Sequence[Tracker], outcome: Outcome, console: Console
+) -> None:
+    """Tells MLflow how the search ended; `trackers` begin with the search's own."""
+    for inner in trackers[1:]:
+        inner.close(outcome.value)
+    tracker, leader = trackers[0], study.leader()
+    if leader is not None:
+        tracker.summarize({"best_trial": leader[0], "best_value": f"{leader[1]:.6f}"})
+    rows = [finalist.row() for finalist in standings(study, home)]
+    if rows:
+        metric = next(iter(study.spec.search.objective))
+        winner = {name: summary["mean"] for name, summary in rows[0]["test"].items()}
+        tracker.summarize(
+            {"winner": rows[0]["trial"], "verdict": verdict(rows)},
+            metrics={f"winner_{metric}": rows[0]["mean"], **winner},
+            texts={"finalists.txt": text(rows, metric)},
+        )
+    tracker.close(outcome.value)
+    for left in (each.outbox for each in trackers if any(each.outbox.glob("*.jsonl"))):
+        console.print(
+            f"MLflow has not taken everything; the rest is kept in {left} and sent by "
+            f"`transfer-search doctor {study.spec.name} --repair`",
+            style="yellow",
+        )
+
+
+@contextmanager
+def _stop_signals(console: Console) -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set: the search then ends in order and can be resumed."""
+    stopped = threading.Event()
+
+    def stop(signum: int, frame: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+        console.print("stopping; what runs can be resumed (once more to quit at once)", style="yellow")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def _driver_log(home: Home) -> Iterator[None]:
+    """Sends log records to the home's `driver.log` while the block runs."""
+    handler = logging.FileHandler(home.log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {home.name} %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    for name in ("search", "trainables"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,179 @@
+"""What a spec would run, checked against this machine before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from search.errors import Problem, SpecError
+from search.home import Home, is_inside
+from search.spec.domains import Choice, Domain, Fixed, Range
+from search.spec.search_spec import SearchSpec
+from trainables.errors import DataError
+from trainables.files.cache import default_root
+from trainables.files.remote import Remote, RemoteError
+from trainables.image import backbones
+from trainables.image.data import ImageData, load
+from trainables.training.hparams import HParams
+from trainables.training.loop import Monitor, Settings
+from trainables.training.model import build_model, unfreeze
+
+__all__ = ["Plan", "cache_root", "plan", "trial_config", "values_of"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a spec would run, all checked.
+
+    Attributes:
+        spec: as checked.
+        home: where it would be written.
+        data: what was found.
+        trainable: trained and all parameters, by (backbone, weights, strategy).
+    """
+
+    spec: SearchSpec
+    home: Home
+    data: ImageData
+    trainable: Mapping[tuple[str, str, str], tuple[int, int]]
+
+    def lines(self) -> Iterator[str]:
+        """The plan for a person."""
+        spec = self.spec
+        yield f"search {spec.name}"
+        yield from (f"  {line}" for line in self.data.report.lines())
+        yield "space"
+        for name, domain in spec.space.items():
+            yield f"  {name}: {_described(domain)}"
+        yield "parameters trained"
+        for (name, weights, strategy), (trained, every) in self.trainable.items():
+            label = name if weights == "pretrained" else f"{name} ({weights})"
+            yield f"  {label}, {strategy}: {trained:,} of {every:,}"
+        time_limit = f", at most {spec.search.time:g} s" if spec.search.time else ""
+        yield (
+            f"{spec.search.trials} trials of up to {spec.search.max_epochs} epochs{time_limit}; "
+            f"sampler {spec.search.sampler}, pruner {spec.search.pruner}, "
+            f"a trial takes cpu {spec.resources.cpu:g}, gpu {spec.resources.gpu:g}"
+        )
+        if spec.search.finalists:
+            yield self._finalists()
+        yield f"home: {self.home.root}"
+        if spec.checkpoints:
+            yield f"checkpoints: {spec.checkpoints}"
+        yield f"MLflow: {spec.tracking.uri}, experiment {spec.tracking.experiment}"
+        yield f"cache: {cache_root(spec)}" + ("" if spec.cache.enabled else " (images only)")
+
+    def _finalists(self) -> str:
+        search = self.spec.search
+        assert search.finalists is not None
+        runs = min(search.finalists.top, search.trials) * search.finalists.seeds
+        images = len(self.data.splits["test"])
+        scored = f"each scored once on the {images:,} test images" if images else "no test images to score"
+        return (
+            f"finalists: then the best {search.finalists.top} again on {search.finalists.seeds} fresh seeds, "
+            f"{runs} runs of up to {search.max_epochs} epochs, unpruned: {runs * search.max_epochs:,} epochs "
+            f"beside the search's {search.trials * search.max_epochs:,} at most; {scored}"
+        )
+
+
+def cache_root(spec: SearchSpec) -> Path:
+    """Root of the node's cache."""
+    return Path(spec.cache.dir) if spec.cache.dir else default_root()
+
+
+def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan:
+    """Checks what only the machine can tell: backbones, weights, data, where checkpoints go.
+
+    Raises:
+        SpecError: with everything that would fail in trials.
+    """
+    problems: list[Problem] = []
+    data = None
+    try:
+        data = load(spec.data.config, cache_dir=cache_root(spec), progress=progress)
+    except DataError as error:
+        problems.append(Problem(place="data", given=None, message=str(error)))
+    if spec.checkpoints is not None:
+        try:
+            Remote(spec.checkpoints).check()
+        except RemoteError as error:
+            problems.append(Problem(place="checkpoints", given=None, message=str(error)))
+    classes = len(data.classes) if data else 2
+    trainable: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for name, weights, size in product(*map(values_of, map(spec.domain, _BUILDS))):
+        try:
+            backbones.check(name, weights)
+            backbone = backbones.build(name, weights=weights, image_size=size)
+        except backbones.BackboneError as error:
+            problem = Problem(place="space.backbone", given=repr(name), message=str(error))
+            if problem not in problems:
+                problems.append(problem)
+            continue
+        for strategy in values_of(spec.domain("strategy")):
+            key = (name, weights, strategy)
+            trainable.setdefault(key, _parameters(backbone, strategy, spec, classes))
+    if problems or data is None:
+        raise SpecError(f"search {spec.name}", problems)
+    return Plan(spec, home, data, trainable)
+
+
+_BUILDS = ("backbone", "weights", "image_size")
+
+
+def values_of(domain: Domain) -> tuple[Any, ...]:
+    """The values that a knob can take, of a range its ends."""
+    match domain:
+        case Fixed(value=value):
+            return (value,)
+        case Choice(values=values):
+            return values
+        case Range(low=low, high=high):
+            return (int(low), int(high))
+
+
+def _parameters(
+    backbone: backbones.Backbone, strategy: str, spec: SearchSpec, classes: int
+) -> tuple[int, int]:
+    freeze = values_of(spec.domain("freeze"))[0]
+    hparams = HParams(backbone=backbone.name, strategy=strategy, freeze=freeze)
+    model = build_model(backbone, hparams, classes)
+    unfreeze(model, backbone.groups, hparams, "head" if strategy == "probe" else "trunk")
+    every = [parameter.numel() for parameter in model.parameters()]
+    return sum(p.numel() for p in model.parameters() if p.requires_grad), sum(every)
+
+
+def _described(domain: Domain) -> str:
+    match domain:
+        case Fixed(value=value):
+            return f"{value} (fixed)"
+        case Choice(values=values):
+            return "one of " + ", ".join(map(str, values))
+        case Range() as r:
+            text = f"{r.low:g} to {r.high:g}" + (", log" if r.log else "")
+            text += f", in steps of {r.step:g}" if r.step else ""
+            return text + "".join(f", or {other}" for other in r.alternatives)
+
+
+def trial_config(spec: SearchSpec) -> dict[str, Any]:
+    """What is the same in the `TrialConfig` of every trial."""
+    metric, direction = next(iter(spec.search.objective.items()))
+    settings = Settings(
+        monitor=Monitor(metric=metric, maximize=direction == "maximize"),
+        views=spec.cache.views if spec.cache.enabled else None,
+        orientation_matters=spec.data.orientation_matters,
+        device="cuda" if spec.resources.gpu else "cpu",
+        threads=max(1, int(spec.resources.cpu)),
+        precision=spec.resources.precision,
+    )
+    return {
+        "sampled": [name for name, domain in spec.space.items() if domain.sampled],
+        "data": spec.data.config.to_dict(),
+        "settings": {**vars(settings), "monitor": vars(settings.monitor)},
+        "cache_dir": spec.cache.dir if is_inside() else str(cache_root(spec)),
+        "cache_bytes": int(spec.cache.max_gb * 2**30) if spec.cache.enabled else 0,
+    }

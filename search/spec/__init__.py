@@ -1,0 +1,1 @@
+"""A spec: YAML with positions in, a checked SearchSpec out."""

@@ -1,0 +1,1 @@
+"""Optuna: the study, its storage and space, trial endings, finalists."""

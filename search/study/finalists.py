@@ -1,0 +1,340 @@
+"""The finalists: a search's best trials, run again on fresh seeds, and the winner among them.
+
+The best of many noisy values is too good (the winner's curse), so the search's own value does not say
+which of its best trials to trust. The top completed trials by validation value, one of each set of
+hyperparameters, are run again with all their epochs and no pruning, each on the same fresh seeds. Each run is
+scored once on the test split, with the weights of its best validation epoch; nothing else looks at that
+split. The finalist with the best mean validation value wins; test scores are told, and choose nothing.
+
+- A run that failed has no value. A finalist with one ranks behind all without.
+- The interval is Student's t interval of the mean, at 95 %. It covers the seeds' part of the noise
+  (initial head, order of images, dropout); the validation and test images are the same in all runs.
+- Two finalists tie where a paired t-test over the seeds, two-sided, does not tell the other from the
+  winner at 5 %, divided by the number of comparisons with the winner (Bonferroni). Of the runs of two
+  finalists those on the same seed are a pair.
+- The model that stands for the winner is that of its run with the best validation value.
+
+The runs are an Optuna study beside the search's own, so they end, resume and fail as trials do. The
+spec's `time` bounds the search and not its finalists, which begin when the budget of trials is met.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from rich.console import Console
+from rich.table import Table
+
+from search.console import duration
+from search.home import Home
+from search.spec.search_spec import SearchSpec
+from search.study.search_study import SearchStudy, TrialRecord
+from trainables.record import TEST_METRICS
+from trainables.seeds import derived_seed
+from trainables.training.hparams import HParams
+
+__all__ = [
+    "Finalist",
+    "FinalistStudy",
+    "Summary",
+    "candidates",
+    "differ",
+    "mean_text",
+    "standings",
+    "summarized",
+    "table",
+    "text",
+    "verdict",
+]
+
+_LEVEL = 0.05
+_PLAN = "plan"
+_SHOWN = ("test_accuracy", "test_macro_f1")
+
+
+def candidates(search: SearchStudy) -> dict[int, HParams]:
+    """The trials that a search sends to its finalists, best first, with their hyperparameters."""
+    wanted = search.spec.search.finalists
+    chosen: dict[int, HParams] = {}
+    for trial in search.ranked() if wanted else ():
+        if wanted is None or len(chosen) == wanted.top:
+            break
+        begun = search.begun(trial.number)
+        assert begun is not None, f"trial {trial.number} completed and was never begun"
+        if replace(begun.hparams, seed=0) not in (replace(each, seed=0) for each in chosen.values()):
+            chosen[trial.number] = begun.hparams
+    return chosen
+
+
+class FinalistStudy(SearchStudy):
+    """The finalists' runs: run `n` is what entry `n` of a list says that is only ever added to."""
+
+    role = "finalist"
+
+    @classmethod
+    def study_name(cls, spec: SearchSpec) -> str:
+        return f"{spec.name}/finalists"  # no search can be called so
+
+    @classmethod
+    def begin(cls, search: SearchStudy, home: Home) -> Self:
+        """The study with every run that the search's finalists need, and those of earlier ones."""
+        study = cls.create(_unpruned(search.spec), home, part_of=search)
+        wanted, root = search.spec.search.finalists, search.spec.search.seed
+        assert wanted is not None, "the spec asks for no finalists"
+        known = {(entry["of"], entry["repeat"]) for entry in study._plan}
+        study._plan += [
+            {
+                "of": number,
+                "repeat": repeat,
+                "hparams": {**hparams.to_dict(), "seed": derived_seed(root, "finalist", repeat)},
+            }
+            for repeat in range(wanted.seeds)
+            for number, hparams in candidates(search).items()
+            if (number, repeat) not in known
+        ]
+        return study
+
+    @classmethod
+    def within(cls, search: SearchStudy, home: Home) -> Self | None:
+        """The study, if the search has come to its finalists before."""
+        return cls.find(_unpruned(search.spec), home)
+
+    @property
+    def _plan(self) -> list[dict[str, Any]]:
+        return list(self._study.user_attrs.get(_PLAN, ()))
+
+    @_plan.setter
+    def _plan(self, plan: list[dict[str, Any]]) -> None:
+        self._study.set_user_attr(_PLAN, plan)
+        self.budget = len(plan)
+
+    def _suggest(self, trial: Any) -> HParams:
+        return HParams.from_dict(self._plan[trial.number]["hparams"])
+
+    def cost(self, search: SearchStudy, workers: int) -> str:
+        """What the runs that are left will take, judged by the trials that they repeat."""
+        best = {record.number: record.best or {} for record in search.records()}
+        chosen = candidates(search)
+        trial_seconds = [
+            hparams.max_epochs * best[number].get("epoch_seconds", 0.0) for number, hparams in chosen.items()
+        ]
+        left = self.progress().left
+        seconds = left * statistics.fmean(trial_seconds) / min(workers, max(1, left))
+        return (
+            f"finalists: the best {len(chosen)} trials ({', '.join(map(str, chosen))}) again on fresh seeds; "
+            f"{left} of {self.budget} runs are left, about {duration(seconds)}"
+        )
+
+    def retry_failed(self) -> None:
+        """Plans every run that failed once more."""
+        plan = self._plan
+        failed = [record.number for record in self.latest().values() if record.state == "FAIL"]
+        self._plan = plan + [plan[number] for number in failed]
+
+    def latest(self) -> dict[tuple[int, int], TrialRecord]:
+        """What was begun last for each (trial of the search, repeat)."""
+        plan = self._plan
+        return {
+            (plan[record.number]["of"], plan[record.number]["repeat"]): record for record in self.records()
+        }
+
+    def label(self, number: int) -> str:
+        entry = self._plan[number]
+        return f"{entry['of']}, seed {entry['repeat'] + 1}"
+
+    def tags(self, number: int) -> dict[str, str]:
+        entry = self._plan[number]
+        return {"role": self.role, "of": str(entry["of"]), "seed": str(entry["hparams"]["seed"])}
+
+
+def _unpruned(spec: SearchSpec) -> SearchSpec:
+    return spec.model_copy(update={"search": spec.search.model_copy(update={"pruner": "none"})})
+
+
+# What the runs say
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Values with their mean, sample standard deviation and 95 % t interval; None where too few."""
+
+    values: tuple[float, ...]
+    mean: float | None
+    std: float | None
+    interval: tuple[float, float] | None
+
+
+def summarized(values: Sequence[float]) -> Summary:
+    """The summary of independent values of the same thing."""
+    if len(values) < 2:
+        return Summary(tuple(values), values[0] if values else None, None, None)
+    from scipy import stats  # not above: half a second, and most commands need none of it
+
+    mean, std = statistics.fmean(values), statistics.stdev(values)
+    half = float(stats.t.ppf(1 - _LEVEL / 2, len(values) - 1)) * std / math.sqrt(len(values))
+    return Summary(tuple(values), mean, std, (mean - half, mean + half))
+
+
+def differ(one: Mapping[int, float], other: Mapping[int, float], comparisons: int = 1) -> bool:
+    """Whether a paired t-test tells two finalists apart, by their values of each repeat.
+
+    Args:
+        one: value by repeat; only repeats that both have count, and fewer than two tell nothing.
+        other: the same of the other finalist.
+        comparisons: how many tests share the level of 5 %.
+    """
+    differences = [one[repeat] - other[repeat] for repeat in sorted(one.keys() & other.keys())]
+    if len(differences) < 2:
+        return False
+    mean, std = statistics.fmean(differences), statistics.stdev(differences)
+    if std == 0:
+        return mean != 0
+    from scipy import stats
+
+    size = abs(mean) / (std / math.sqrt(len(differences)))
+    return bool(2 * stats.t.sf(size, len(differences) - 1) < _LEVEL / comparisons)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """A trial of the search and its fresh runs.
+
+    Attributes:
+        trial: its number in the search.
+        run: the number of its run with the best validation value; None if none completed.
+        failed: how many of its runs failed.
+        validation: the objective's values.
+        test: the test split's scores by name; empty where it has no images.
+        ties_with_best: whether the seeds do not tell it from the winner; of the winner itself False.
+    """
+
+    trial: int
+    run: int | None
+    failed: int
+    validation: Summary
+    test: Mapping[str, Summary]
+    ties_with_best: bool
+
+    def row(self) -> dict[str, Any]:
+        """The same in plain values: the validation summary, and `test` with a summary a score."""
+        return {
+            "trial": self.trial,
+            **vars(self.validation),
+            "failed": self.failed,
+            "test": {name: vars(summary) for name, summary in self.test.items()},
+            "ties_with_best": self.ties_with_best,
+        }
+
+
+def standings(search: SearchStudy, home: Home) -> list[Finalist]:
+    """The finalists, the winner first; empty until all their runs have ended, or if none completed."""
+    wanted, chosen = search.spec.search.finalists, candidates(search)
+    study = FinalistStudy.within(search, home) if chosen and not search.progress().left else None
+    if study is None or wanted is None:
+        return []
+    latest = study.latest()
+    pairs = [(number, repeat) for number in chosen for repeat in range(wanted.seeds)]
+    if any(pair not in latest or latest[pair].state == "RUNNING" for pair in pairs):
+        return []
+    runs = {
+        number: {
+            repeat: latest[number, repeat]
+            for repeat in range(wanted.seeds)
+            if latest[number, repeat].state == "COMPLETE"
+        }
+        for number in chosen
+    }
+    ((_, direction),) = search.spec.search.objective.items()
+    ranked = list(_ranked(runs, wanted.seeds, -1 if direction == "maximize" else 1))
+    return ranked if ranked[0].run is not None else []
+
+
+def _ranked(runs: Mapping[int, Mapping[int, TrialRecord]], seeds: int, sign: int) -> Iterator[Finalist]:
+    """The finalists of completed runs by trial and repeat, best first; `sign` makes less better."""
+    values = {
+        number: {repeat: _value(record) for repeat, record in mine.items()} for number, mine in runs.items()
+    }
+
+    def rank(number: int) -> tuple[bool, float, int]:
+        mine = values[number].values()
+        return len(mine) < seeds, sign * statistics.fmean(mine) if mine else math.inf, number
+
+    order = sorted(runs, key=rank)
+    for number in order:
+        mine = runs[number]
+        best = min(mine, key=lambda repeat: (sign * values[number][repeat], repeat), default=None)
+        scored = [record.best or {} for record in mine.values()]
+        yield Finalist(
+            trial=number,
+            run=None if best is None else mine[best].number,
+            failed=seeds - len(mine),
+            validation=summarized(list(values[number].values())),
+            test={
+                name: summarized([each[name] for each in scored])
+                for name in TEST_METRICS
+                if scored and all(name in each for each in scored)
+            },
+            ties_with_best=number != order[0]
+            and not differ(values[order[0]], values[number], comparisons=len(order) - 1),
+        )
+
+
+def _value(record: TrialRecord) -> float:
+    assert record.value is not None, f"run {record.number} completed without a value"
+    return record.value
+
+
+# In words
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How sure the winner is, of the finalists' rows."""
+    winner, others = rows[0], rows[1:]
+    ties = [str(row["trial"]) for row in others if row["ties_with_best"]]
+    if not others:
+        return f"trial {winner['trial']} was the only finalist"
+    seeds = len(winner["values"])
+    if ties:
+        noun = "trial" if len(ties) == 1 else "trials"
+        verb = "ties" if len(ties) == 1 else "tie"
+        return (
+            f"trial {winner['trial']} has the best mean, but {noun} {', '.join(ties)} {verb} with it: "
+            f"{seeds} seeds do not tell them apart"
+        )
+    return f"trial {winner['trial']} is better than every other finalist, as far as {seeds} seeds can tell"
+
+
+def table(rows: Sequence[Mapping[str, Any]], metric: str) -> Table:
+    """The finalists' rows for a person: means and sample standard deviations over the fresh seeds."""
+    tested = [name for name in _SHOWN if all(name in row["test"] for row in rows)]
+    shown = Table(box=None, padding=(0, 1, 0, 0))
+    for title in ("trial", metric, "95 % interval", *tested, ""):
+        shown.add_column(title, no_wrap=True)
+    for place, row in enumerate(rows):
+        interval = "" if row["interval"] is None else "{:.4f}-{:.4f}".format(*row["interval"])
+        notes = ["winner"] if place == 0 else ["tie"] if row["ties_with_best"] else []
+        notes += [f"{row['failed']} failed"] if row["failed"] else []
+        scores = (mean_text(row["test"][name]) for name in tested)
+        shown.add_row(str(row["trial"]), mean_text(row), interval, *scores, ", ".join(notes))
+    return shown
+
+
+def mean_text(summary: Mapping[str, Any]) -> str:
+    """The mean of a summary's row and its sample standard deviation, as far as it has them."""
+    if summary["mean"] is None:
+        return ""
+    return f"{summary['mean']:.4f}" + ("" if summary["std"] is None else f" ± {summary['std']:.4f}")
+
+
+def text(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """The table and the verdict as a file holds them."""
+    output = io.StringIO()
+    console = Console(file=output, width=160, color_system=None)
+    console.print(table(rows, metric))
+    console.print(verdict(rows), markup=False, highlight=False, soft_wrap=True)
+    return output.getvalue()

@@ -1,0 +1,509 @@
+"""The study: the one durable truth about every trial, and the table of how trials end."""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Self, cast
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from search.errors import TransferSearchError
+from search.home import Home
+from search.spec.search_spec import SearchSpec
+from search.study import space
+from search.study.storage import DriverStorage, database
+from trainables.seeds import derived_seed
+from trainables.training.hparams import HParams
+
+__all__ = ["ENDINGS", "Assignment", "Ending", "Progress", "Row", "SearchStudy", "TrialRecord"]
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class Ending(Enum):
+    """What can happen to a trial."""
+
+    COMPLETED = "COMPLETE"
+    PRUNED = "PRUNED"
+    DIVERGED = "DIVERGED"
+    ERRORED = "ERRORED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    INTERRUPTED = "INTERRUPTED"
+    ABANDONED = "ABANDONED"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an ending is to Optuna and to MLflow, and whether it counts toward the budget of trials.
+
+    `optuna` is None where the trial stays RUNNING, for `resume` to go on with.
+    """
+
+    optuna: TrialState | None
+    mlflow: str
+    counts: bool
+
+
+ENDINGS: Mapping[Ending, Row] = {
+    Ending.COMPLETED: Row(TrialState.COMPLETE, "FINISHED", True),
+    Ending.PRUNED: Row(TrialState.PRUNED, "KILLED", True),
+    Ending.DIVERGED: Row(TrialState.FAIL, "FAILED", True),
+    Ending.ERRORED: Row(TrialState.FAIL, "FAILED", True),
+    Ending.OUT_OF_MEMORY: Row(TrialState.FAIL, "FAILED", True),
+    Ending.INTERRUPTED: Row(None, "KILLED", False),
+    Ending.ABANDONED: Row(TrialState.FAIL, "KILLED", True),
+}
+
+_FEW = 4  # different values, of which an importance says something
+_ENDING = "ending"
+_STARTED = "started"
+_RUN = "mlflow_run_id"
+_MOVES = "moves"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial to run: its Optuna number, hyperparameters, and how often it was begun before."""
+
+    number: int
+    hparams: HParams
+    begun: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search is."""
+
+    completed: int
+    pruned: int
+    failed: int
+    running: int
+    budget: int
+
+    @property
+    def counted(self) -> int:
+        return self.completed + self.pruned + self.failed
+
+    @property
+    def left(self) -> int:
+        return max(0, self.budget - self.counted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """What the study knows of a trial.
+
+    Attributes:
+        number: Optuna's.
+        state: Optuna's, by name.
+        ending: None while it runs.
+        reason: why it was pruned or failed.
+        value: of the best epoch, by the first objective; None before the first.
+        best_epoch: its number, from 1.
+        epochs: how many epochs were reported.
+        best: metrics of the best epoch, as far as the study was told, with its number as `epoch`.
+        params: the hyperparameters that something read.
+        mlflow_run_id: None where MLflow has not told it yet, or was away.
+    """
+
+    number: int
+    state: str
+    ending: Ending | None
+    reason: str
+    value: float | None
+    best_epoch: int | None
+    epochs: int
+    best: Mapping[str, float] | None
+    params: Mapping[str, Any]
+    mlflow_run_id: str | None
+
+
+class SearchStudy:
+    """One search's Optuna study, with the few operations that a driver needs."""
+
+    role = "trial"
+    """What a trial of this study is to the search."""
+
+    def __init__(self, study: optuna.Study, spec: SearchSpec) -> None:
+        self._study = study
+        self.spec = spec
+        self._trials: dict[int, optuna.Trial] = {}
+        self._ahead: Assignment | None = None
+        self._known: dict[int, frozenset[int]] = {}  # epochs that a continued trial may repeat
+
+    @classmethod
+    def study_name(cls, spec: SearchSpec) -> str:
+        """Optuna's name of the study."""
+        return spec.name
+
+    @classmethod
+    def create(cls, spec: SearchSpec, home: Home, *, part_of: SearchStudy | None = None) -> Self:
+        """A new study with the default trial enqueued, or the one that is already there.
+
+        One that is a part of another shares its search id, and begins with nothing to run.
+        """
+        study = optuna.create_study(
+            study_name=cls.study_name(spec),
+            storage=DriverStorage(database(spec, home)),
+            directions=list(spec.search.objective.values()),
+            load_if_exists=True,
+        )
+        if "search_id" not in study.user_attrs:
+            study.set_user_attr("search_id", part_of.search_id if part_of else uuid.uuid4().hex)
+            study.set_user_attr("budget", 0 if part_of else spec.search.trials)
+            for params in [] if part_of else _first_params(spec):
+                study.enqueue_trial(params, skip_if_exists=True)
+        return cls._ready(study, spec)
+
+    @classmethod
+    def find(cls, spec: SearchSpec, home: Home) -> Self | None:
+        """The study, if its storage holds it."""
+        try:
+            study = optuna.load_study(
+                study_name=cls.study_name(spec), storage=DriverStorage(database(spec, home))
+            )
+        except KeyError:
+            return None
+        return cls._ready(study, spec)
+
+    @classmethod
+    def open(cls, spec: SearchSpec, home: Home) -> Self:
+        """The study of a search that was launched.
+
+        Raises:
+            TransferSearchError: if its storage holds no such study.
+        """
+        found = cls.find(spec, home)
+        if found is None:
+            raise TransferSearchError(
+                f"Optuna's storage of the search {spec.name!r} holds no study of that name; "
+                f"it was deleted, or {home.root} is another's: launch the spec under a new name"
+            )
+        return found
+
+    @classmethod
+    def _ready(cls, study: optuna.Study, spec: SearchSpec) -> Self:
+        study.sampler = _sampler(spec, len(study.get_trials(deepcopy=False)))
+        study.pruner = _pruner(spec)
+        return cls(study, spec)
+
+    # What is
+
+    @property
+    def search_id(self) -> str:
+        """Names the search for ever, whatever its folder is called."""
+        return str(self._study.user_attrs["search_id"])
+
+    @property
+    def budget(self) -> int:
+        """Trials that the search may count; `resume --trials` raises it."""
+        return int(self._study.user_attrs["budget"])
+
+    @budget.setter
+    def budget(self, trials: int) -> None:
+        self._study.set_user_attr("budget", trials)
+
+    @property
+    def seconds_spent(self) -> float:
+        """Time that drivers have worked on the search."""
+        return float(self._study.user_attrs.get("seconds_spent", 0.0))
+
+    @seconds_spent.setter
+    def seconds_spent(self, seconds: float) -> None:
+        self._study.set_user_attr("seconds_spent", seconds)
+
+    @property
+    def parent_run(self) -> str | None:
+        """MLflow's id of the search's parent run."""
+        run = self._study.user_attrs.get("mlflow_run_id")
+        return None if run is None else str(run)
+
+    @parent_run.setter
+    def parent_run(self, run: str) -> None:
+        self._study.set_user_attr("mlflow_run_id", run)
+
+    @property
+    def experiment(self) -> str | None:
+        """MLflow's id of the experiment that holds the runs."""
+        known = self._study.user_attrs.get("mlflow_experiment_id")
+        return None if known is None else str(known)
+
+    @experiment.setter
+    def experiment(self, experiment: str) -> None:
+        self._study.set_user_attr("mlflow_experiment_id", experiment)
+
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial that was begun, by number."""
+        ahead = self._ahead.number if self._ahead else None
+        return [
+            trial
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state != TrialState.WAITING and trial.number != ahead
+        ]
+
+    def progress(self) -> Progress:
+        states = [trial.state for trial in self.trials()]
+        return Progress(
+            completed=states.count(TrialState.COMPLETE),
+            pruned=states.count(TrialState.PRUNED),
+            failed=states.count(TrialState.FAIL),
+            running=states.count(TrialState.RUNNING),
+            budget=self.budget,
+        )
+
+    def best(self) -> list[FrozenTrial]:
+        """The best trial, or the Pareto front of several objectives; empty before one completes."""
+        if self.spec.multi_objective:
+            return sorted(self._study.best_trials, key=lambda trial: trial.number)
+        return self.ranked()[:1]
+
+    def ranked(self) -> list[FrozenTrial]:
+        """The completed trials by their value, best first; ties go to the earlier trial."""
+        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        sign = -1 if self._study.direction == StudyDirection.MAXIMIZE else 1
+        return sorted(complete, key=lambda trial: (sign * cast(float, trial.value), trial.number))
+
+    def leader(self) -> tuple[int, float] | None:
+        """Number and value (of the first objective) of the best trial so far."""
+        best = self.best()
+        return (best[0].number, best[0].values[0]) if best else None
+
+    def best_epoch(self, number: int) -> dict[str, float] | None:
+        """The best epoch of a trial as far as the study was told: its number and its value."""
+        values = self._frozen(number).intermediate_values
+        if not values or self.spec.multi_objective:
+            return None
+        ((metric, direction),) = self.spec.search.objective.items()
+        best = max if direction == "maximize" else min
+        epoch = best(values, key=lambda each: values[each])
+        return {"epoch": epoch, metric: values[epoch]}
+
+    def importances(self) -> dict[str, float]:
+        """What share of the objective's variance each drawn parameter explains; empty where unknown.
+
+        By PED-ANOVA (Watanabe, Bansal and Hutter, 2023), of the completed trials alone.
+        """
+        values = {trial.value for trial in self.ranked()} if not self.spec.multi_objective else set()
+        if len(values) < _FEW:
+            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return optuna.importance.get_param_importances(self._study)
+
+    def label(self, number: int) -> str:
+        """What a person is shown for a trial's number."""
+        return str(number)
+
+    def tags(self, number: int) -> dict[str, str]:
+        """What MLflow is told of a trial beside its number."""
+        return {}
+
+    def records(self) -> list[TrialRecord]:
+        """Every trial that was begun, by number."""
+        return [self._record(trial) for trial in self.trials()]
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        told = trial.user_attrs.get(_ENDING)
+        if trial.state == TrialState.RUNNING:
+            told = None
+        best = told["best"] if told else self.best_epoch(trial.number)
+        metric = next(iter(self.spec.search.objective))
+        started = trial.user_attrs.get(_STARTED)
+        return TrialRecord(
+            number=trial.number,
+            state=trial.state.name,
+            ending=Ending(told["ending"]) if told else None,
+            reason=told["reason"] if told else "",
+            value=best[metric] if best else None,
+            best_epoch=int(best["epoch"]) if best else None,
+            epochs=max(trial.intermediate_values, default=int(best["epoch"]) if best else 0),
+            best=best,
+            params=HParams.from_dict(started["hparams"]).active if started else trial.params,
+            mlflow_run_id=trial.user_attrs.get(_RUN) or (told["run"] if told else None),
+        )
+
+    # What happens
+
+    def retry_failed(self) -> None:
+        """Enqueues the parameters of every failed trial, and raises the budget by as many."""
+        failed = [trial for trial in self.trials() if trial.state == TrialState.FAIL]
+        for trial in failed:
+            self._study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+        self.budget += len(failed)
+
+    def interrupted(self) -> list[int]:
+        """Numbers of the trials that are RUNNING though no driver runs them, to be handed out first."""
+        return [
+            trial.number
+            for trial in self.trials()
+            if trial.state == TrialState.RUNNING and trial.number not in self._trials
+        ]
+
+    def continue_trial(self, number: int, tune_trial_id: str = "") -> Assignment:
+        """Takes an interrupted trial up again, with the hyperparameters that it was begun with."""
+        trial = self._trials[number] = self._trial(number)
+        self._known[number] = frozenset(self.reported(number))
+        # One that was enqueued is RUNNING as it is drawn, and its driver may have died before it wrote more.
+        assignment = self.begun(number) or Assignment(number, self._suggest(trial), 1)
+        self._start(assignment, tune_trial_id)
+        return assignment
+
+    def begun(self, number: int) -> Assignment | None:
+        """The trial as it was handed out last; None where its driver died while it drew."""
+        known = self._frozen(number).user_attrs
+        if _STARTED not in known:
+            return None
+        started = known[_STARTED]
+        return Assignment(number, HParams.from_dict(started["hparams"]), started["times"])
+
+    def reported(self, number: int) -> dict[int, float]:
+        """The values of the first objective that were reported, by epoch."""
+        return dict(self._frozen(number).intermediate_values)
+
+    def ask(self, tune_trial_id: str = "") -> Assignment:
+        """A new trial's number and hyperparameters, written down: nobody else knows of it yet."""
+        assignment, self._ahead = self._ahead or self._drawn(), None
+        self._start(assignment, tune_trial_id)
+        trial = self._trials[assignment.number]
+        assert isinstance(trial.storage, DriverStorage)
+        trial.storage.write(trial._trial_id)
+        return assignment
+
+    def _start(self, assignment: Assignment, tune_trial_id: str) -> None:
+        """Notes who runs a trial: at once, since every write to the database costs."""
+        started = {
+            "hparams": assignment.hparams.to_dict(),
+            "times": assignment.begun + 1,
+            "tune_trial_id": tune_trial_id,
+        }
+        self._trials[assignment.number].set_user_attr(_STARTED, started)
+
+    def draw_ahead(self) -> None:
+        """Draws what `ask` will give next while there is time; until then it is nowhere but in memory.
+
+        It then knows nothing of results that come in between: of one trial fewer than it might.
+        """
+        enqueued = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if self._ahead is None and not enqueued:
+            self._ahead = self._drawn()
+
+    def _drawn(self) -> Assignment:
+        trial = self._study.ask()
+        self._trials[trial.number] = trial
+        return Assignment(trial.number, self._suggest(trial), 0)
+
+    def _suggest(self, trial: optuna.Trial) -> HParams:
+        seed = derived_seed(self.spec.search.seed, "trial", trial.number)
+        return space.suggest(trial, self.spec, seed)
+
+    def ran_as(self, number: int, run: str) -> None:
+        """Writes down MLflow's run of a trial."""
+        if self._frozen(number).user_attrs.get(_RUN) != run:
+            self._trials[number].set_user_attr(_RUN, run)
+
+    def moved(self, number: int) -> int:
+        """Counts that the trial lost its node and goes on elsewhere; how often it did."""
+        moves = int(self._frozen(number).user_attrs.get(_MOVES, 0)) + 1
+        self._trials[number].set_user_attr(_MOVES, moves)
+        return moves
+
+    def report(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Tells Optuna an epoch's value, and returns whether its pruner would stop the trial."""
+        if self.spec.multi_objective:
+            return False
+        trial = self._trials[number]
+        (metric,) = self.spec.search.objective
+        if epoch not in self._known.get(number, ()):
+            trial.report(metrics[metric], epoch)
+        return trial.should_prune()
+
+    def end(
+        self,
+        number: int,
+        ending: Ending,
+        best: Mapping[str, float] | None,
+        reason: str = "",
+        run: str | None = None,
+    ) -> None:
+        """Tells a trial's ending once; an interrupted trial stays as it is, for `resume`.
+
+        Args:
+            number: Optuna's number of the trial.
+            ending: a row of the table.
+            best: metrics of the best epoch and its number as `epoch`; None if no epoch ended.
+            reason: for people: why it was pruned or failed.
+            run: MLflow's run of the trial, where `ran_as` was not told of it.
+        """
+        row = ENDINGS[ending]
+        if row.optuna is None:
+            if run is not None:
+                self.ran_as(number, run)
+            return
+        trial = self._trials.pop(number, None) or self._trial(number)
+        trial.set_user_attr(_ENDING, {"ending": ending.value, "reason": reason, "best": best, "run": run})
+        values = None
+        if row.optuna == TrialState.COMPLETE:
+            assert best is not None, f"trial {number} completed without an epoch"
+            values = [best[metric] for metric in self.spec.search.objective]
+        self._study.tell(trial, values, state=row.optuna)
+
+    def _trial(self, number: int) -> optuna.Trial:
+        return optuna.trial.Trial(self._study, self._frozen(number)._trial_id)
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+
+def _first_params(spec: SearchSpec) -> list[dict[str, Any]]:
+    """What is run before the sampler draws: the recipe's defaults, or all of a grid."""
+    if spec.search.sampler == "grid":
+        return space.grid_params(spec)
+    return [space.default_params(spec)]
+
+
+def _sampler(spec: SearchSpec, begun: int) -> BaseSampler:
+    """The sampler; its seed moves on with the trials begun, since a resumed one would repeat itself."""
+    seed = derived_seed(spec.search.seed, "sampler", begun) % 2**32
+    samplers = optuna.samplers
+    match spec.search.sampler:
+        case "tpe":
+            with warnings.catch_warnings():
+                # `multivariate` and `group` are marked experimental; conditional spaces need them.
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                return samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        case "random":
+            return samplers.RandomSampler(seed=seed)
+        case "gp":
+            return samplers.GPSampler(seed=seed)
+        case "cmaes":
+            return samplers.CmaEsSampler(seed=seed)
+        case "qmc":
+            return samplers.QMCSampler(seed=derived_seed(spec.search.seed, "qmc") % 2**32)
+        case "nsga2":
+            return samplers.NSGAIISampler(seed=seed)
+        case "grid":
+            return samplers.RandomSampler(seed=seed)  # of what is enqueued nothing is left to draw
+
+
+def _pruner(spec: SearchSpec) -> BasePruner:
+    pruners = optuna.pruners
+    match spec.search.pruner:
+        case "asha":
+            return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+        case "hyperband":
+            return pruners.HyperbandPruner(max_resource=spec.search.max_epochs)
+        case "median":
+            return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+        case "wilcoxon":
+            return pruners.WilcoxonPruner()
+        case "none":
+            return pruners.NopPruner()

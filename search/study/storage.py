@@ -1,0 +1,174 @@
+"""Optuna's storage for a search: a database that survives everything, behind the memory of its one driver.
+
+Optuna asks its storage for every trial again and again, several times a suggestion; a database answers each
+time with thousands of rows. A search has one driver at a time, so its memory is never out of date.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.storages import InMemoryStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from search.errors import BadInput, TransferSearchError
+from search.home import Home
+from search.spec.search_spec import SearchSpec, with_driver
+
+__all__ = ["DriverStorage", "database", "opened", "write_ahead"]
+
+
+def database(spec: SearchSpec, home: Home) -> RDBStorage:
+    """The database of a search: the spec's, or a file in its home."""
+    if spec.storage_url is not None:
+        return opened(spec.storage_url, f"{spec.storage} (storage)")
+    path = home.root / "study.db"
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+        write_ahead(connection)
+        return connection
+
+    return RDBStorage(home.study_url, engine_kwargs={"creator": connect})
+
+
+def write_ahead(connection: sqlite3.Connection) -> None:
+    """Lets a connection write ahead and not flush each commit: a trial's dozens of writes cost milliseconds.
+
+    A process that is killed loses nothing, a lost power supply at most the last commits.
+    """
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def opened(url: str, called: str) -> RDBStorage:
+    """The database at an address, which may hold a password and is told as `called`.
+
+    Raises:
+        BadInput: if it cannot be opened.
+    """
+    try:
+        return RDBStorage(with_driver(url), engine_kwargs={"pool_pre_ping": True})
+    except (ImportError, SQLAlchemyError) as error:
+        raise BadInput(
+            f"Optuna's storage {called} cannot be opened: {_reason(error)}; see that it runs and takes this "
+            "user, and that its driver is there: pip install 'transfer-search[postgresql]'"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a database said; its address, which may hold a password, is not in it."""
+    said = error.orig if isinstance(error, DBAPIError) else error
+    return next(iter(str(said).strip().splitlines()), type(error).__name__)
+
+
+class DriverStorage(InMemoryStorage):
+    """Reads from memory and writes through to a database, for the only process that writes there.
+
+    A new trial is written with all its parameters at once, when it has been drawn: what died before has
+    never been.
+
+    Args:
+        database: holds the studies, which are read when they are first asked for.
+    """
+
+    def __init__(self, database: RDBStorage) -> None:
+        super().__init__()
+        self._database = database
+        self._studies_there: dict[int, int] = {}
+        self._trials_there: dict[int, int] = {}
+        self._unwritten: dict[int, int] = {}  # the studies of trials that are not in the database yet
+
+    # Studies
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        there = self._database.create_new_study(directions, study_name)
+        here = super().create_new_study(directions, self._database.get_study_name_from_id(there))
+        self._studies_there[here] = there
+        return here
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        try:
+            return super().get_study_id_from_name(study_name)
+        except KeyError:
+            return self._read(self._database.get_study_id_from_name(study_name), study_name)
+
+    def _read(self, there: int, study_name: str) -> int:
+        here = super().create_new_study(self._database.get_study_directions(there), study_name)
+        self._studies_there[here] = there
+        for key, value in self._database.get_study_user_attrs(there).items():
+            super().set_study_user_attr(here, key, value)
+        for key, value in self._database.get_study_system_attrs(there).items():
+            super().set_study_system_attr(here, key, value)
+        for trial in self._database.get_all_trials(there, deepcopy=False):
+            self._trials_there[super().create_new_trial(here, trial)] = trial._trial_id
+        return here
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._database.set_study_user_attr(self._studies_there[study_id], key, value)
+        super().set_study_user_attr(study_id, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._database.set_study_system_attr(self._studies_there[study_id], key, value)
+        super().set_study_system_attr(study_id, key, value)
+
+    # Trials
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        trial_id = super().create_new_trial(study_id, template_trial)
+        self._unwritten[trial_id] = study_id
+        if template_trial is not None:
+            self._there(trial_id)
+        return trial_id
+
+    def write(self, trial_id: int) -> None:
+        """Writes a trial that has been drawn."""
+        self._there(trial_id)
+
+    def _there(self, trial_id: int) -> int:
+        """The trial's id in the database, where it is written now if it is not there yet."""
+        study_id = self._unwritten.pop(trial_id, None)
+        if study_id is not None:
+            trial = self.get_trial(trial_id)
+            there = self._database.create_new_trial(self._studies_there[study_id], trial)
+            if self._database.get_trial_number_from_id(there) != trial.number:
+                raise TransferSearchError(
+                    f"another process has written trial {trial.number} of the search "
+                    f"{self.get_study_name_from_id(study_id)!r}; a study is for one driver at a time"
+                )
+            self._trials_there[trial_id] = there
+        return self._trials_there[trial_id]
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        if trial_id not in self._unwritten:
+            there = self._there(trial_id)
+            self._database.set_trial_param(there, param_name, param_value_internal, distribution)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        super().set_trial_system_attr(trial_id, key, value)
+        if trial_id not in self._unwritten:
+            self._database.set_trial_system_attr(self._there(trial_id), key, value)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        super().set_trial_user_attr(trial_id, key, value)
+        if trial_id not in self._unwritten:
+            self._database.set_trial_user_attr(self._there(trial_id), key, value)
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self._database.set_trial_intermediate_value(self._there(trial_id), step, intermediate_value)
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        if not self._database.set_trial_state_values(self._there(trial_id), state, values):
+            return False
+        return super().set_trial_state_values(trial_id, state, values)

@@ -1,0 +1,1 @@
+"""MLflow: events, outbox, the sender's process, runs."""

@@ -1,0 +1,537 @@
+"""MLflow, which people see: the runs and models of a search, and where to find them.
+
+All writes are idempotent: a metric's timestamp follows from trial and epoch, parameters are set once, and
+runs and models are looked up by the search's id before they are made again. So whatever is not known to
+have arrived is sent again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import make_url
+
+import search
+from search.errors import Refused, TrackingError
+from search.home import Home
+from search.spec.search_spec import SearchSpec
+from search.study.search_study import ENDINGS, Ending, SearchStudy
+from trainables.record import METRICS, MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+
+__all__ = [
+    "ChildRun",
+    "Links",
+    "Runs",
+    "ask_server",
+    "child_runs",
+    "fetch_files",
+    "load_mlflow",
+    "log_report",
+    "register",
+    "store_files",
+    "ui_command",
+]
+
+SEARCH_TAG = "transfer_search.search_id"
+STATE_TAG = "state"
+MOVES_TAG = "moves"
+_BATCH = 1000
+
+
+def number_tag(role: str) -> str:
+    """The tag that holds the number of a run in its study: a trial's, or a finalist's."""
+    return f"transfer_search.{role}"
+
+
+class Runs:
+    """Writes one search's runs, an event at a time; `search.tracking` says what the events are.
+
+    Args:
+        spec: the search's spec, already launched.
+        home: where trials leave what is logged.
+        search_id: what tags all runs of the search.
+        role: what the study's trials are to the search, as `SearchStudy.role` says.
+        parent: the run that holds theirs; None: found, or made.
+
+    Raises:
+        Refused: if MLflow does not know the user.
+        TrackingError: if it cannot be written.
+    """
+
+    def __init__(
+        self, spec: SearchSpec, home: Home, search_id: str, *, role: str = "trial", parent: str | None = None
+    ) -> None:
+        self._spec = spec
+        self._home = home
+        self._search_id = search_id
+        self._role = role
+        self._tag = number_tag(role)
+        self._client = _client(spec.tracking_uri)
+        self._runs: dict[int, str] = {}
+        self._places: dict[int, str] = {}  # where the files of the runs go
+        self._began: dict[int, int] = {}
+        self._told: dict[int, set[int]] = {}
+        self._params: dict[int, dict[str, Any]] = {}
+        self.experiment, self.parent = self._open_parent(parent)
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        """Writes an event; raises whatever MLflow does where it is away."""
+        match event["event"]:
+            case "start":
+                self._start(event)
+            case "epochs":
+                self._log(event["trial"], event["epochs"], {})
+            case "failed":
+                self._client.log_text(self._runs[event["trial"]], event["reason"], "traceback.txt")
+            case "move":
+                self._client.set_tag(self._runs[event["trial"]], MOVES_TAG, event["moves"])
+            case "end":
+                self._end(event)
+            case "summary":
+                self._summarize(event)
+            case "close":
+                state = event["state"]
+                self._client.set_tag(self.parent, STATE_TAG, state)
+                self._client.set_terminated(self.parent, "FINISHED" if state == "FINISHED" else "KILLED")
+
+    def settle(self) -> None:
+        """Leaves nothing beside SQLite's file, so that a copy of it alone is whole."""
+        if self._spec.tracking_uri.startswith("sqlite:"):
+            file = make_url(self._spec.tracking_uri).database or ":memory:"
+            with closing(sqlite3.connect(file)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def of(self, number: int) -> str | None:
+        """The run of a trial that has started."""
+        return self._runs.get(number)
+
+    def _open_parent(self, run: str | None) -> tuple[str, str]:
+        from mlflow.entities import Param
+
+        name = self._spec.tracking.experiment
+        try:
+            known = self._client.get_experiment_by_name(name)
+            experiment = known.experiment_id if known else self._client.create_experiment(name)
+            run = run or self._find_run(experiment, trial=None)
+            if run is None:
+                run = self._client.create_run(
+                    experiment,
+                    run_name=self._spec.name,
+                    tags={SEARCH_TAG: self._search_id, STATE_TAG: "RUNNING"},
+                ).info.run_id
+                params = [Param(key, value) for key, value in _search_params(self._spec).items()]
+                self._client.log_batch(run, params=params)
+                self._client.log_text(run, self._spec.to_yaml(), "spec.yaml")
+            else:
+                self._client.update_run(run, status="RUNNING")
+        except Exception as error:
+            _refused(error, self._spec.tracking.uri)
+            raise TrackingError(
+                f"MLflow at {self._spec.tracking.uri} cannot be written: {error}; check that it runs, "
+                "or give another with --set tracking.uri=…"
+            ) from error
+        return str(experiment), str(run)
+
+    def _find_run(self, experiment: str, trial: int | None) -> str | None:
+        """The run of a trial (None: the parent) that an earlier driver made, by its tags."""
+        condition = f"tags.`{SEARCH_TAG}` = '{self._search_id}'"
+        if trial is not None:
+            condition += f" and tags.`{self._tag}` = '{trial}'"
+        else:
+            condition += f" and attributes.run_name = '{self._spec.name}'"
+        for run in self._client.search_runs([experiment], condition, max_results=1000):
+            if (self._tag in run.data.tags) == (trial is not None):
+                return str(run.info.run_id)
+        return None
+
+    def _start(self, event: Mapping[str, Any]) -> None:
+        number, again = event["trial"], event["begun"] or event.get("replayed")
+        run = self._find_run(self.experiment, number) if again else None
+        if run is None:
+            self._began[number] = event["at"]
+            made = self._client.create_run(
+                self.experiment,
+                start_time=event["at"],
+                run_name=self._title(number),
+                tags={
+                    "mlflow.parentRunId": self.parent,
+                    SEARCH_TAG: self._search_id,
+                    self._tag: str(number),
+                    STATE_TAG: "RUNNING",
+                    **event.get("tags", {}),
+                },
+            )
+            run = str(made.info.run_id)
+        else:
+            made = self._client.get_run(run)
+            self._began[number] = made.info.start_time
+            self._told[number] = {point.step for point in self._client.get_metric_history(run, "val_loss")}
+            self._client.update_run(run, status="RUNNING")
+            self._client.set_tag(run, STATE_TAG, "RUNNING")
+            self._client.set_tag(run, "resumed", event["begun"])
+        self._params[number] = event["params"]
+        self._runs[number], self._places[number] = run, str(made.info.artifact_uri)
+
+    def _title(self, number: int) -> str:
+        """What MLflow calls a trial's run and model."""
+        return (
+            f"{self._spec.name}-{number}"
+            if self._role == "trial"
+            else f"{self._spec.name}-{self._role}-{number}"
+        )
+
+    def _log(
+        self, number: int, epochs: Iterable[tuple[int, Mapping[str, float]]], tags: Mapping[str, str]
+    ) -> None:
+        """Sends a trial's epochs and tags, and its parameters with whatever is sent first."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        points = [
+            Metric(name, value, self._began[number] + epoch, epoch)
+            for epoch, metrics in epochs
+            for name, value in metrics.items()
+            if name not in METRICS or epoch not in self._told.get(number, ())
+        ]
+        params = [Param(key, _text(value)) for key, value in self._params.get(number, {}).items()]
+        self._client.log_batch(
+            self._runs[number],
+            metrics=points[:_BATCH],
+            params=params,
+            tags=[RunTag(*tag) for tag in tags.items()],
+        )
+        for first in range(_BATCH, len(points), _BATCH):
+            self._client.log_batch(self._runs[number], metrics=points[first : first + _BATCH])
+        self._params.pop(number, None)
+
+    def _end(self, event: Mapping[str, Any]) -> None:
+        number, ending, best = event["trial"], Ending(event["ending"]), event["best"]
+        run, epochs = self._runs[number], list(event.get("epochs", ()))
+        tags = {STATE_TAG: ending.value, "reason": event["reason"][-500:]}
+        if best:
+            tags["best_epoch"] = str(int(best["epoch"]))
+            told = {f"best_{name}": best[name] for name in self._spec.search.objective}
+            told |= {name: best[name] for name in TEST_METRICS if name in best}
+            epochs.append((int(best["epoch"]), told))
+        if ending is not Ending.INTERRUPTED:
+            again = bool(event.get("replayed")) or number in self._told
+            self._log_files(number, run, again=again)
+        self._log(number, epochs, tags)
+        self._client.set_terminated(run, ENDINGS[ending].mlflow, end_time=event["at"])
+
+    def _log_files(self, number: int, run: str, *, again: bool) -> None:
+        """Logs what the trial left in its folder: its model, and what it applied."""
+        folder = self._home.trial(number)
+        if (folder / RECORD_FOLDER).is_dir():
+            self._store(self._places[number], folder / RECORD_FOLDER)
+        if (folder / MODEL_FOLDER).is_dir() and not (again and self._has_model(run)):
+            self._log_model(number, run, folder / MODEL_FOLDER)
+
+    def _has_model(self, run: str) -> bool:
+        known = _all_models(self._client, self.experiment, f"source_run_id = '{run}'")
+        return any(model.status == "READY" for model in known)
+
+    def _log_model(self, number: int, run: str, delta: Path) -> None:
+        model = self._client.create_logged_model(
+            self.experiment,
+            name=self._title(number).replace(".", "_"),  # MLflow allows no dot there
+            source_run_id=run,
+            tags={SEARCH_TAG: self._search_id, self._tag: str(number)},
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(delta, Path(folder) / "data")
+            _describe_model(Path(folder), run, model.model_id)
+            self._store(model.artifact_location, Path(folder))
+        self._client.finalize_logged_model(model.model_id, "READY")
+
+    def _store(self, location: str, folder: Path) -> None:
+        """Writes a folder's files to where a run or a model keeps its own.
+
+        The client's own methods ask the server for that place each time, which we know.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        get_artifact_repository(location, tracking_uri=self._spec.tracking_uri).log_artifacts(str(folder))
+
+    def _summarize(self, event: Mapping[str, Any]) -> None:
+        for key, value in event["tags"].items():
+            self._client.set_tag(self.parent, key, value)
+        if event["metrics"]:
+            at = self._client.get_run(self.parent).info.start_time + event["step"]
+            for key, number in event["metrics"].items():
+                self._client.log_metric(self.parent, key, number, timestamp=at, step=event["step"])
+        for file, text in event["texts"].items():
+            self._client.log_text(self.parent, text, file)
+
+
+def load_mlflow(*, whole: bool = False) -> None:
+    """Imports MLflow, which takes seconds; the `whole` of what a search uses, or the rest when it is used."""
+    # Without these, a server that is away holds each call for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    import mlflow
+
+    if whole:
+        import mlflow.models
+        import mlflow.pyfunc
+        import mlflow.store.artifact.artifact_repository_registry
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
+def _client(uri: str) -> MlflowClient:
+    load_mlflow()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _search_params(spec: SearchSpec) -> dict[str, Any]:
+    """The spec's settings as flat parameters of the parent run; the space is in its artifact."""
+    sections = spec.model_dump(mode="json", include={"data", "search", "resources", "cache"})
+    return {
+        f"{section}.{key}": _text(value)
+        for section, values in sections.items()
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _describe_model(folder: Path, run: str, model_id: str) -> None:
+    """Writes the `MLmodel` file that lets `mlflow.pyfunc.load_model` open a delta."""
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
+    model = Model(run_id=run, model_id=model_id)
+    pyfunc.add_to_model(model, loader_module="trainables.serving", data="data", python_env="python_env.yaml")
+    (folder / "python_env.yaml").write_text(
+        json.dumps({"dependencies": ["-r requirements.txt"]}), encoding="utf-8"
+    )
+    (folder / "requirements.txt").write_text(f"transfer-search=={search.__version__}\n", encoding="utf-8")
+    model.save(str(folder / "MLmodel"))
+
+
+class Links:
+    """Where a search's runs and models are; only for models MLflow is asked, when it first comes to them."""
+
+    def __init__(self, spec: SearchSpec, study: SearchStudy) -> None:
+        self._spec = spec
+        self._search_id = study.search_id
+        self._experiment = study.experiment
+
+    def url(self, run: str | None) -> str | None:
+        """Where a person sees a run: at the server, or at `transfer-search ui`."""
+        if run is None or self._experiment is None:
+            return None
+        uri = self._spec.tracking_uri
+        host = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{host}/#/experiments/{self._experiment}/runs/{run}"
+
+    def model(self, run: str | None) -> str | None:
+        """The URI under which MLflow loads the model of a run; None if it has none."""
+        model = self._models.get(run or "")
+        return None if model is None else f"models:/{model}"
+
+    @cached_property
+    def _models(self) -> dict[str, str]:
+        if self._experiment is None:
+            return {}
+        condition = f"tags.`{SEARCH_TAG}` = '{self._search_id}'"
+        found = _all_models(_client(self._spec.tracking_uri), self._experiment, condition)
+        return {model.source_run_id or "": model.model_id for model in found if model.status == "READY"}
+
+
+def _all_models(client: MlflowClient, experiment: str, condition: str) -> Iterator[LoggedModel]:
+    token = None
+    while True:
+        page = client.search_logged_models(
+            [experiment], filter_string=condition, max_results=500, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def ui_command(uri: str, port: int) -> list[str]:
+    """The command that serves MLflow's pages on a store, on this machine alone."""
+    return [
+        sys.executable, "-m", "mlflow", "server",
+        "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+
+
+def log_report(spec: SearchSpec, study: SearchStudy, text: str, file: str) -> str | None:
+    """Puts a file of text on the search's parent run; returns why MLflow did not take it, if so."""
+    if study.parent_run is None:
+        return "the search has no run there"
+    try:
+        _client(spec.tracking_uri).log_text(study.parent_run, text, file)
+    except Exception as error:  # of any of its stores; the report itself is written
+        return str(error).splitlines()[0]
+    return None
+
+
+def register(spec: SearchSpec, model_uri: str, name: str, alias: str | None) -> str:
+    """Registers a logged model under a name, with an alias if given; returns the version.
+
+    Raises:
+        TrackingError: if MLflow refuses, with its reason.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = _client(spec.tracking_uri)
+    try:
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        model = client.get_logged_model(model_uri.removeprefix("models:/"))
+        version = client.create_model_version(
+            name, source=model_uri, run_id=model.source_run_id, model_id=model.model_id
+        ).version
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        raise TrackingError(f"MLflow did not register {name!r}: {error}") from error
+    return str(version)
+
+
+def _refused(error: Exception, uri: str) -> None:
+    """Raises `Refused` where `error` says that a server does not take the caller."""
+    if any(code in str(error) for code in ("error code 401", "error code 403", "PERMISSION_DENIED")):
+        raise Refused(
+            f"MLflow at {uri} wants a user and a password that it knows; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
+        ) from error
+
+
+def ask_server(uri: str) -> str:
+    """Asks MLflow for an experiment; returns its address, without what is secret in it.
+
+    Raises:
+        Refused: if it does not know the user.
+        TrackingError: if it does not answer.
+    """
+    shown = _shown(uri)
+    try:
+        _client(uri).search_experiments(max_results=1)
+    except Exception as error:  # of any of its stores
+        _refused(error, shown)
+        said = next(iter(str(error).replace(uri, shown).splitlines()), type(error).__name__)
+        raise TrackingError(
+            f"MLflow at {shown} does not answer: {said}; see that it runs, and that its address is right"
+        ) from error
+    return shown
+
+
+def _shown(uri: str) -> str:
+    """An address without a user and a password."""
+    return re.sub("://[^/]*@", "://", uri)
+
+
+def store_files(spec: SearchSpec, run: str, folder: Path, path: str) -> dict[str, str]:
+    """Keeps a folder's files as artifacts of a run; returns what `fetch_files` needs to find them."""
+    _client(spec.tracking_uri).log_artifacts(run, str(folder), path)
+    return {"uri": _shown(spec.tracking_uri), "run": run, "path": path}
+
+
+def fetch_files(stored: Mapping[str, str], to: Path) -> None:
+    """Brings what `store_files` kept to the folder `to`, in place of what is there.
+
+    MLflow is asked at MLFLOW_TRACKING_URI, or else where the cluster knows it.
+
+    Raises:
+        Refused: if MLflow does not know the user.
+        TrackingError: if it cannot be reached from here.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or stored["uri"]
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export-") as folder:
+        try:
+            fetched = _client(uri).download_artifacts(stored["run"], stored["path"], folder)
+        except Exception as error:
+            _refused(error, stored["uri"])
+            raise TrackingError(
+                f"the files cannot be fetched from MLflow at {stored['uri']}: {error}; if it has another "
+                "address here, set MLFLOW_TRACKING_URI to that"
+            ) from error
+        shutil.rmtree(to, ignore_errors=True)
+        os.replace(fetched, to)
+
+
+@dataclass(frozen=True)
+class ChildRun:
+    """What MLflow knows of a trial: status, state tag, whether it has a model, a metric told twice."""
+
+    run_id: str
+    status: str
+    state: str
+    model: bool
+    repeated: str
+
+
+def child_runs(spec: SearchSpec, study: SearchStudy) -> dict[int, list[ChildRun]]:
+    """The child runs of a study, by trial number."""
+    client, links = _client(spec.tracking_uri), Links(spec, study)
+    found: dict[int, list[ChildRun]] = {}
+    for run in _all_runs(client, spec, study):
+        number = run.data.tags.get(number_tag(study.role))
+        if number is None:
+            continue
+        repeated = ""
+        for metric in ("val_loss",):
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
+            repeated = metric if len(set(steps)) < len(steps) else repeated
+        found.setdefault(int(number), []).append(
+            ChildRun(
+                run_id=run.info.run_id,
+                status=run.info.status,
+                state=run.data.tags.get(STATE_TAG, ""),
+                model=links.model(run.info.run_id) is not None,
+                repeated=repeated,
+            )
+        )
+    return found
+
+
+def _all_runs(client: MlflowClient, spec: SearchSpec, study: SearchStudy) -> Iterator[Run]:
+    experiment = client.get_experiment_by_name(spec.tracking.experiment)
+    token = None
+    while experiment is not None:
+        page = client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`{SEARCH_TAG}` = '{study.search_id}'",
+            max_results=500,
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return

@@ -1,0 +1,93 @@
+"""The space: what is drawn, when, and from what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+
+from search.spec.search_spec import SearchSpec, read_spec
+from search.study import space
+from tests.search.specs import SMALL, small
+from trainables.training.hparams import HParams, is_active, knobs
+
+
+def draw(spec: SearchSpec, trials: int) -> list[tuple[optuna.trial.FrozenTrial, HParams]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = []
+    for _ in range(trials):
+        trial = study.ask()
+        hparams = space.suggest(trial, spec, seed=trial.number)
+        study.tell(trial, 0.0)
+        drawn.append((study.trials[trial.number], hparams))
+    return drawn
+
+
+def default_space() -> SearchSpec:
+    return read_spec(SMALL[: SMALL.index("space:")] + "space: default\n")
+
+
+def test_a_knob_is_drawn_only_where_something_reads_it() -> None:
+    seen = set()
+    for trial, hparams in draw(default_space(), 200):
+        values = hparams.to_dict()
+        for name in trial.params:
+            knob = name.split(".")[0]
+            assert is_active(knob, values), (name, values)
+            seen.add(knob)
+    sampled = {k.name for k in knobs().values() if k.space is not None}
+    assert seen == sampled
+
+
+def test_the_values_are_those_that_optuna_stores() -> None:
+    for trial, hparams in draw(small(), 20):
+        assert trial.params["lr"] == hparams.lr
+        assert trial.params["batch_size"] == hparams.batch_size
+        assert 1e-3 <= hparams.lr <= 1e-1
+
+
+def test_an_alternative_to_a_range_is_drawn_as_a_choice() -> None:
+    spec = small("space.weight_decay={low: 1e-5, high: 1e-1, log: true, or: [0.0]}")
+    decays = [hparams.weight_decay for _, hparams in draw(spec, 60)]
+    zeros = decays.count(0.0)
+    assert 10 < zeros < 50
+    assert all(decay == 0 or 1e-5 <= decay <= 1e-1 for decay in decays)
+
+
+def test_what_the_spec_fixes_is_fixed() -> None:
+    spec = small("space.dropout=0.25", "search.max_epochs=7")
+    for trial, hparams in draw(spec, 5):
+        assert "dropout" not in trial.params
+        assert (hparams.dropout, hparams.max_epochs, hparams.image_size) == (0.25, 7, 32)
+
+
+def test_sub_policies_are_drawn_in_full() -> None:
+    spec = small("space.policy=sampled", "space.sub_policies=2")
+    for trial, hparams in draw(spec, 5):
+        assert len(hparams.sub_policies) == 2
+        assert len([name for name in trial.params if name.startswith("sub_policies.")]) == 12
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "value"),
+    [
+        ("space.lr={low: 1e-4, high: 1e-1, log: true}", "lr", 2e-3),
+        ("space.lr={low: 1e-2, high: 1, log: true}", "lr", 1e-1),
+        ("space.batch_size=[16, 128]", "batch_size", 16),
+        ("space.batch_size=[16, 64]", "batch_size", 64),
+        ("space.batch_size={low: 16, high: 512, log: true}", "batch_size", 64),
+    ],
+)
+def test_the_default_trial_is_the_recipe_as_far_as_the_space_has_it(
+    override: str, name: str, value: Any
+) -> None:
+    assert space.default_params(small(override))[name] == pytest.approx(value)
+
+
+def test_the_grid_holds_every_point() -> None:
+    spec = small("search.sampler=grid", "space.lr={low: 0.1, high: 0.5, step: 0.1}")
+    points = space.grid_params(spec)
+    assert len(points) == 2 * 5 * 2
+    assert {point["batch_size"] for point in points} == {32, 64}
+    assert max(point["lr"] for point in points) == pytest.approx(0.5)

@@ -1,0 +1,216 @@
+"""The study: the table of endings, row by row, and what a new driver finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from search.errors import TransferSearchError
+from search.home import Home
+from search.study.search_study import ENDINGS, Ending, SearchStudy
+from tests.search.specs import small
+from trainables.record import METRICS
+
+BEST = {"epoch": 2.0, **dict.fromkeys(METRICS, 0.5), "val_accuracy": 0.75}
+
+
+def opened(*overrides: str) -> SearchStudy:
+    home = Home.of("small")
+    home.make()
+    return SearchStudy.create(small(*overrides), home)
+
+
+def metrics(value: float) -> dict[str, float]:
+    return {**dict.fromkeys(METRICS, 0.5), "val_accuracy": value}
+
+
+@pytest.mark.parametrize(
+    ("ending", "state", "mlflow", "counts"),
+    [
+        (Ending.COMPLETED, TrialState.COMPLETE, "FINISHED", True),
+        (Ending.PRUNED, TrialState.PRUNED, "KILLED", True),
+        (Ending.DIVERGED, TrialState.FAIL, "FAILED", True),
+        (Ending.ERRORED, TrialState.FAIL, "FAILED", True),
+        (Ending.OUT_OF_MEMORY, TrialState.FAIL, "FAILED", True),
+        (Ending.INTERRUPTED, TrialState.RUNNING, "KILLED", False),
+        (Ending.ABANDONED, TrialState.FAIL, "KILLED", True),
+    ],
+)
+def test_a_row_of_the_table(
+    folder: Path, ending: Ending, state: TrialState, mlflow: str, counts: bool
+) -> None:
+    study = opened()
+    number = study.ask().number
+    study.report(number, 1, metrics(0.5))
+    study.report(number, 2, metrics(0.75))
+    study.end(number, ending, BEST, "why")
+    (trial,) = study.trials()
+    assert trial.state == state
+    assert ENDINGS[ending].mlflow == mlflow
+    assert study.progress().counted == int(counts)
+    assert trial.intermediate_values == {1: 0.5, 2: 0.75}
+    assert bool(study.best()) == (ending is Ending.COMPLETED)
+    (record,) = study.records()
+    assert (record.value, record.best_epoch, record.epochs) == (0.75, 2, 2)
+    if state != TrialState.RUNNING:
+        assert (record.ending, record.reason) == (ending, "why")
+
+
+def test_every_ending_has_a_row() -> None:
+    assert set(ENDINGS) == set(Ending)
+
+
+def test_a_completed_trial_has_the_value_of_its_best_epoch(folder: Path) -> None:
+    study = opened()
+    number = study.ask().number
+    for epoch, value in enumerate((0.5, 0.75, 0.6), 1):
+        study.report(number, epoch, metrics(value))
+    study.end(number, Ending.COMPLETED, BEST)
+    assert study.leader() == (0, 0.75)
+
+
+def test_the_first_trial_is_the_recipe(folder: Path) -> None:
+    study = opened()
+    first = study.ask().hparams
+    assert (first.lr, first.batch_size, first.policy) == (2e-3, 64, "none")
+
+
+def test_a_new_driver_continues_what_ran(folder: Path) -> None:
+    study = opened()
+    done, left = study.ask(), study.ask()
+    study.report(left.number, 1, metrics(0.5))
+    study.end(done.number, Ending.COMPLETED, BEST)
+    again = opened()
+    assert again.interrupted() == [left.number]
+    continued = again.continue_trial(left.number)
+    assert continued.hparams == left.hparams
+    assert continued.begun == 1
+    assert again.interrupted() == []
+    # The epoch that was reported before the crash comes again and does not count twice.
+    again.report(left.number, 1, metrics(0.5))
+    again.report(left.number, 2, metrics(0.75))
+    again.end(left.number, Ending.COMPLETED, BEST)
+    assert again.progress().completed == 2
+    assert len(again.trials()) == 2
+
+
+def test_a_trial_whose_driver_died_while_it_drew_counts_as_begun(folder: Path) -> None:
+    drawn = opened().ask()
+    again = opened()
+    assert again.interrupted() == [drawn.number]
+    continued = again.continue_trial(drawn.number)
+    assert continued.begun == 1  # so that its run is looked up before one is made
+    assert continued.hparams == drawn.hparams
+
+
+def test_a_resumed_sampler_does_not_repeat_itself(folder: Path) -> None:
+    drawn = []
+    for study in (opened("search.sampler=random") for _ in range(2)):
+        drawn += [study.ask().hparams.lr for _ in range(3)]
+    assert len(set(drawn)) == 6
+
+
+def test_a_trial_is_there_for_others_as_soon_as_it_is_drawn(folder: Path) -> None:
+    study = opened()
+    study.end(study.ask().number, Ending.COMPLETED, BEST)  # the enqueued one is there from the start
+    trial = study.ask()
+    assert opened().interrupted() == [trial.number]
+    assert opened().continue_trial(trial.number).hparams == trial.hparams
+    assert opened().records()[1].mlflow_run_id is None
+    study.ran_as(trial.number, "run")
+    seen = opened().records()[1]
+    assert (seen.state, seen.mlflow_run_id) == ("RUNNING", "run")
+    assert seen.params == trial.hparams.active
+    study.report(trial.number, 1, dict.fromkeys(METRICS, 0.5))
+    assert opened().reported(trial.number) == {1: 0.5}
+
+
+def test_two_writers_of_one_study_are_noticed(folder: Path) -> None:
+    one, other = opened(), opened()
+    one.end(one.ask().number, Ending.COMPLETED, BEST)
+    one.ask()
+    with pytest.raises(TransferSearchError, match="one driver at a time"):
+        other.ask()
+
+
+def test_seeds_of_trials_differ_and_follow_from_the_search(folder: Path) -> None:
+    study = opened()
+    seeds = [study.ask().hparams.seed for _ in range(4)]
+    assert len(set(seeds)) == 4
+
+
+def test_ties_go_to_the_earlier_trial(folder: Path) -> None:
+    study = opened()
+    for _ in range(3):
+        study.end(study.ask().number, Ending.COMPLETED, BEST)
+    assert study.leader() == (0, 0.75)
+
+
+def test_failed_trials_can_be_run_again(folder: Path) -> None:
+    study = opened()
+    study.end(study.ask().number, Ending.COMPLETED, BEST)
+    failed = study.ask()
+    study.end(failed.number, Ending.ERRORED, None, "boom")
+    study.retry_failed()
+    again = study.ask()
+    assert study.budget == 7
+    assert again.hparams.lr == failed.hparams.lr
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "cmaes", "qmc", "nsga2", "grid"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_every_sampler_draws(folder: Path, sampler: str) -> None:
+    study = opened(f"search.sampler={sampler}", "space.lr=[0.001, 0.01, 0.1]")
+    drawn = set()
+    for _ in range(12):
+        trial = study.ask()
+        drawn.add((trial.hparams.lr, trial.hparams.batch_size, trial.hparams.policy))
+        study.end(trial.number, Ending.COMPLETED, BEST)
+    assert len(drawn) == 12 if sampler == "grid" else len(drawn) > 3
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "wilcoxon", "none"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_every_pruner_answers(folder: Path, pruner: str) -> None:
+    study = opened(f"search.pruner={pruner}", "search.max_epochs=9")
+    answers: list[Any] = []
+    for value in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
+        number, epoch = study.ask().number, 0
+        while epoch < 9:
+            epoch += 1
+            answers.append(study.report(number, epoch, metrics(value)))
+            if answers[-1]:
+                break
+        ending = Ending.PRUNED if answers[-1] else Ending.COMPLETED
+        study.end(number, ending, {**BEST, "val_accuracy": value})
+    assert any(answers) == (pruner != "none")
+    leader = study.leader()
+    assert leader is not None
+    assert leader[0] == 0
+
+
+def test_several_objectives_give_a_front(folder: Path) -> None:
+    study = opened("search.objective={val_accuracy: maximize, epoch_seconds: minimize}", "search.pruner=none")
+    for accuracy, seconds in ((0.9, 9.0), (0.8, 1.0), (0.7, 5.0)):
+        number = study.ask().number
+        best = {**BEST, "val_accuracy": accuracy, "epoch_seconds": seconds}
+        study.end(number, Ending.COMPLETED, best)
+    assert [trial.number for trial in study.best()] == [0, 1]
+
+
+def test_a_trial_that_is_drawn_ahead_has_not_begun(folder: Path) -> None:
+    study = opened()
+    study.draw_ahead()  # not while something is enqueued, which costs no draw
+    assert opened().progress().running == 0
+    first = study.ask()
+    study.draw_ahead()
+    study.draw_ahead()
+    assert study.progress().running == opened().progress().running == 1
+    assert study.interrupted() == []
+    second = study.ask()
+    assert (first.number, second.number) == (0, 1)
+    assert opened().interrupted() == [0, 1]
+    assert opened().continue_trial(1).hparams == second.hparams

@@ -1,0 +1,1 @@
+"""Images: data, backbones, augmentation."""

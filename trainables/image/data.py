@@ -1,0 +1,377 @@
+"""Labelled images for a trial: where they come from, checked, split, and decoded once per node.
+
+DataError(ValueError)       data that cannot be used
+└── UnreadableImage         one file that cannot be decoded
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainables.errors import DataError
+from trainables.files.remote import is_uri
+from trainables.image import published, sources
+from trainables.image.decode import MAX_PIXELS, UnreadableImage, decode, to_frame
+from trainables.image.fetched import fetched
+from trainables.image.folders import folder
+from trainables.image.inventory import DataReport, reported
+from trainables.image.manifests import manifest
+from trainables.image.sources import Source
+from trainables.image.store import Progress, Scan, Store
+from trainables.training.splits import SPLITS, UNSPLIT, Assignment, assign, limited
+
+__all__ = [
+    "SPLITS",
+    "DataConfig",
+    "DataError",
+    "DataReport",
+    "Frames",
+    "ImageData",
+    "UnreadableImage",
+    "decode",
+    "load",
+    "to_frame",
+]
+
+_ALLOWED = (
+    "digits, fashion-mnist, torchvision:NAME, a directory of class folders, "
+    "a manifest FILE.csv or FILE.parquet, or the address of either, such as s3://bucket/folder"
+)
+_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are split.
+
+    Attributes:
+        source: `digits`, `fashion-mnist`, `torchvision:NAME`, a directory, a .csv or .parquet, or the
+            address of one of the last three, from where it comes into the cache.
+        root: where the published sets lie; the folder that a relative `source` starts from.
+        validation, test: shares, used for a split that the source does not bring itself.
+        seed: of the splits and the limits.
+        train_limit, validation_limit, test_limit: at most so many images, stratified; None: all.
+        unreadable: `refuse` data with files that cannot be decoded, or `skip` these files.
+        max_pixels: an image with more is taken for a decompression bomb.
+
+    Raises:
+        DataError: on construction, naming every value that is not allowed.
+    """
+
+    source: str
+    root: str | Path | None = None
+    validation: float = 0.2
+    test: float = 0.2
+    seed: int = 0
+    train_limit: int | None = None
+    validation_limit: int | None = None
+    test_limit: int | None = None
+    unreadable: str = "refuse"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"data.{name} is {getattr(self, name)!r}, but must be {allowed}"
+            for name, is_good, allowed in self._rules()
+            if not is_good
+        ]
+        if problems:
+            raise DataError(problems)
+
+    def _rules(self) -> list[tuple[str, bool, str]]:
+        validation, test = self.validation, self.test
+        rules = [
+            ("source", isinstance(self.source, str | Path) and str(self.source) != "", _ALLOWED),
+            ("root", self.root is None or isinstance(self.root, str | Path), "a folder, or null"),
+            (
+                "validation",
+                _is_number(validation) and 0 < validation < 1,
+                "a share above 0 and below 1",
+            ),
+            ("test", _is_number(test) and 0 <= test < 1, "a share from 0 to below 1"),
+            ("seed", _is_whole(self.seed) and self.seed >= 0, "a whole number of at least 0"),
+            ("unreadable", self.unreadable in ("refuse", "skip"), "refuse or skip"),
+            (
+                "max_pixels",
+                _is_whole(self.max_pixels) and self.max_pixels > 0,
+                "a whole number above 0",
+            ),
+        ]
+        for split in SPLITS:
+            limit = getattr(self, f"{split}_limit")
+            is_good = limit is None or (_is_whole(limit) and limit > 0)
+            rules.append((f"{split}_limit", is_good, "a whole number above 0, or null"))
+        if all(is_good for _, is_good, _ in rules) and validation + test >= 1:
+            rules.append(
+                (
+                    "validation",
+                    False,
+                    f"so small that with data.test {test} something is left to train on",
+                )
+            )
+        return rules
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that survive JSON, for `from_dict`."""
+        paths = {"source": str(self.source), "root": None if self.root is None else str(self.root)}
+        return {**asdict(self), **paths}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:
+        """The value that `to_dict` described.
+
+        Raises:
+            DataError: for an unknown or missing name, or a value that is not allowed.
+        """
+        known = [each.name for each in fields(cls)]
+        problems = [
+            f"data.{name} is not known, but must be one of {', '.join(known)}"
+            f"{sources.suggestion(str(name), known)}"
+            for name in values
+            if name not in known
+        ]
+        if "source" not in values:
+            problems.append(f"data.source is not given, but must be {_ALLOWED}")
+        if problems:
+            raise DataError(problems)
+        return cls(**values)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Frames:
+    """All images of an `ImageData` as frames of one size, mapped from the node's disk.
+
+    Attributes:
+        size: side of a frame in pixels.
+        interpolation: how images were resized.
+    """
+
+    def __init__(
+        self,
+        rows: npt.NDArray[np.uint8],
+        places: npt.NDArray[np.int64],
+        size: int,
+        interpolation: str,
+        is_native: bool,
+    ) -> None:
+        self.size, self.interpolation = size, interpolation
+        self._rows, self._places, self._is_native = rows, places, is_native
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """The frames at int64 indices [B] as contiguous uint8 [B, 3, size, size].
+
+        Raises:
+            IndexError: for an index below 0 or not below the length.
+        """
+        wanted = indices.detach().cpu().numpy()
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(
+                f"indices from {wanted.min()} to {wanted.max()} were asked for, but there are "
+                f"{len(self)} frames"
+            )
+        rows = torch.from_numpy(np.take(self._rows, self._places[wanted], axis=0))
+        if not self._is_native:
+            return rows
+        if not len(rows):
+            return rows.new_empty(0, 3, self.size, self.size)
+        frames = to_frame(rows, self.size, self.interpolation)
+        return frames.expand(-1, 3, -1, -1).contiguous()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageData:
+    """Labelled images, split and ready to be trained on.
+
+    Attributes:
+        classes: the names of the labels.
+        labels: int64 [N].
+        splits: ascending int64 indices of `train`, `validation` and `test`; every one is in one.
+        fingerprint: hex; changes if and only if pixels, labels, classes or splits change.
+        names: what to call each image to a person: a path below the source, or its place in it.
+        report: what was found.
+    """
+
+    classes: tuple[str, ...]
+    labels: Tensor
+    splits: dict[str, Tensor]
+    fingerprint: str
+    names: tuple[str, ...]
+    report: DataReport
+    _places: npt.NDArray[np.int64] = field(repr=False)
+    _store: Store = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def frames(self, size: int, interpolation: str) -> Frames:
+        """Every image as a frame; resized and stored now where this node has not done so before.
+
+        Raises:
+            DataError: when a file has changed since it was loaded, or the cache cannot be written.
+            ValueError: for an interpolation other than `bilinear` and `bicubic`, or a size below 1.
+        """
+        to_frame(torch.zeros(3, 1, 1, dtype=torch.uint8), size, interpolation)  # checks both
+        rows, is_native = self._store.rows(size, interpolation)
+        return Frames(rows, self._places, size, interpolation, is_native)
+
+
+def load(
+    config: DataConfig,
+    *,
+    cache_dir: Path,
+    progress: Progress | None = None,
+    frames: Sequence[tuple[int, str]] = (),
+) -> ImageData:
+    """The images that `config` names, checked and split.
+
+    The first call on a node reads every image; what it finds is kept below `cache_dir`/data, and a
+    later call decodes nothing unless files have changed.
+
+    Args:
+        progress: told (stage, done, total) while that takes time.
+        frames: (size, interpolation) of frames that will be asked for: a first call then stores
+            them in the same pass over the files.
+
+    Raises:
+        DataError: naming everything that keeps the data from being used.
+    """
+    cache_dir = Path(cache_dir).expanduser().absolute()
+    source = _found(config, cache_dir, progress)
+    store = Store(cache_dir, source, config.max_pixels, progress)
+    scan = store.scan(frames)
+    readable = np.flatnonzero(scan.items["is_readable"])
+    items = scan.items[readable]
+    labels = items["label"].astype(np.int64)
+    ids = np.ascontiguousarray(items["content"]).view("<u8")[:, 0].astype(np.uint64)
+    groups = np.unique(np.ascontiguousarray(items["content"]).view("V16")[:, 0], return_inverse=True)[
+        1
+    ].astype(np.int64)
+    problems = _scan_problems(config, scan)
+    assigned: Assignment | None = None
+    if len(scan.classes) > 1 and len(readable):
+        assigned = assign(
+            labels=labels,
+            groups=groups,
+            ids=ids,
+            given=items["given"].astype(np.int64),
+            classes=scan.classes,
+            shares={"validation": config.validation, "test": config.test},
+            seed=config.seed,
+        )
+        problems += assigned.problems
+        problems += _limit_problems(config, assigned.codes, scan.classes)
+    if problems or assigned is None:
+        raise DataError(problems)
+    codes = np.full(len(labels), UNSPLIT, dtype=np.int64)
+    for code, split in enumerate(SPLITS):
+        own = np.flatnonzero(assigned.codes == code)
+        limit = getattr(config, f"{split}_limit")
+        codes[limited(own, labels=labels[own], ids=ids[own], limit=limit, seed=config.seed)] = code
+    used = np.flatnonzero(codes != UNSPLIT)
+    return ImageData(
+        classes=scan.classes,
+        labels=torch.from_numpy(labels[used]),
+        splits={
+            split: torch.from_numpy(np.flatnonzero(codes[used] == code)) for code, split in enumerate(SPLITS)
+        },
+        fingerprint=_fingerprint(scan.classes, codes[used], labels[used], items["content"][used]),
+        names=tuple(scan.names[place] for place in readable[used]),
+        report=reported(config.source, scan, readable, groups, assigned, codes),
+        _places=readable[used],
+        _store=store,
+    )
+
+
+def _found(config: DataConfig, cache_dir: Path, progress: Progress | None) -> Source:
+    """The source that the configuration names."""
+    root = None if config.root is None else Path(config.root).expanduser().absolute()
+    text = str(config.source)
+    if root is not None and not root.is_dir():
+        raise DataError(f"data.root is {root}, which is no folder; give one that exists, or leave it out")
+    if text == "digits":
+        return published.digits()
+    if text == "fashion-mnist":
+        return published.fashion_mnist(root)
+    if text.startswith("torchvision:"):
+        return published.torchvision_set(text.removeprefix("torchvision:"), root)
+    if is_uri(text):
+        return fetched(text, cache_dir, progress)
+    path = Path(root or "", Path(text).expanduser()).absolute()
+    if path.is_dir():
+        return folder(path)
+    if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
+        return manifest(path)
+    what = "is a file of another kind" if path.is_file() else "does not exist"
+    raise DataError(
+        f"data.source is {text}, but {path} {what}; give {_ALLOWED}"
+        f"{sources.suggestion(text, ('digits', 'fashion-mnist'))}"
+    )
+
+
+def _scan_problems(config: DataConfig, scan: Scan) -> list[str]:
+    """What is wrong before anything is split."""
+    problems = []
+    count = len(scan.reasons)
+    if count and (config.unreadable == "refuse" or count == len(scan.items)):
+        shown = "".join(
+            f"\n    {sources.printable(scan.names[item])}: {reason}"
+            for item, reason in list(scan.reasons.items())[:_SHOWN]
+        )
+        more = f"\n    and {count - _SHOWN} more" if count > _SHOWN else ""
+        problems.append(
+            f"{count} of {len(scan.items)} files in {config.source} cannot be read as images; "
+            f"replace or remove them, or set data.unreadable to skip:{shown}{more}"
+        )
+    if not len(scan.items):
+        problems.append(f"data.source {config.source} holds no images; give one that does")
+    if len(scan.classes) == 1:
+        problems.append(
+            f"data.source {config.source} holds only the class {scan.classes[0]!r}, but needs at "
+            "least two; add a class, or check that you gave the folder above the class folders"
+        )
+    return problems
+
+
+def _limit_problems(config: DataConfig, codes: npt.NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    problems = []
+    for code, split in enumerate(SPLITS):
+        limit = getattr(config, f"{split}_limit")
+        if limit is not None and (codes == code).any() and limit < len(classes):
+            problems.append(
+                f"data.{split}_limit is {limit}, but must be at least {len(classes)}, one image "
+                "for each class"
+            )
+    return problems
+
+
+def _fingerprint(
+    classes: Sequence[str],
+    codes: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    contents: npt.NDArray[np.uint8],
+) -> str:
+    digest = hashlib.blake2b(json.dumps(list(classes)).encode(), digest_size=16)
+    digest.update(codes.astype("<i8").tobytes())
+    digest.update(labels.astype("<i8").tobytes())
+    digest.update(np.ascontiguousarray(contents).tobytes())
+    return digest.hexdigest()

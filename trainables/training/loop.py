@@ -1,0 +1,509 @@
+"""One trial's training: phases, epochs, evaluation, and a state from which it resumes exactly.
+
+`Training` runs one epoch at a time and knows no framework; `fit` drives it with a `report` callable.
+Randomness is drawn anew each epoch from (seed, epoch), so a state holds no generator and a trial that
+resumes at an epoch's boundary equals one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainables.files.cache import Cache
+from trainables.image import augment
+from trainables.image.backbones import Backbone, Preprocessing
+from trainables.image.data import ImageData
+from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, RECORD_FOLDER, STATE_FILE
+from trainables.seeds import derived_seed, generator, sample_seeds
+from trainables.training import optim
+from trainables.training.features import FrozenFeatures
+from trainables.training.hparams import HParams
+from trainables.training.metrics import Scores, scores
+from trainables.training.model import build_model, make_card, save_delta, unfreeze
+
+__all__ = ["Monitor", "Phase", "Settings", "Training", "fit", "phases"]
+
+_EVALUATION_BATCH = 32
+_PART = 32
+"""Images in a pass on a CPU: the feature maps of more fall out of its cache, 1.1 to 1.2 times slower."""
+_PREVIEW_ROWS = 3
+_PREVIEW_DRAWS = 6
+
+
+Part = tuple[Tensor, Tensor, float, Tensor | None]
+"""Logits and targets of a part of a batch, its share of the batch, and a penalty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitor:
+    """The metric that says which epoch is best, and its direction."""
+
+    metric: str = "val_accuracy"
+    maximize: bool = True
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether `value` beats `than`; the earlier epoch keeps a tie, and a NaN never wins."""
+        if math.isnan(value):
+            return False
+        return than is None or (value > than if self.maximize else value < than)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a search fixes for all its trials, beside their hyperparameters.
+
+    Attributes:
+        monitor: picks the best epoch.
+        views: views of a policy that a cached head trains on, in turn; None: a fresh one each epoch.
+        orientation_matters: whether the labels depend on the images' orientation.
+        device: where it trains.
+        threads: CPU threads of a trial; part of the result, since sums are split among threads.
+        precision: of the passes that train a trunk: fp32, bf16, fp16 (CUDA alone, with a scaled loss),
+            or auto: on a CUDA device bf16 where it has that, else fp16; on a CPU fp32. Evaluation is
+            always in fp32, so that a model that is loaded again reproduces its metrics.
+    """
+
+    monitor: Monitor = Monitor()
+    views: int | None = 8
+    orientation_matters: bool = False
+    device: str = "cpu"
+    threads: int = 1
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs that trains the same parameters: `head` alone, or the `trunk` with it."""
+
+    kind: str
+    first: int
+    epochs: int
+
+
+def phases(hparams: HParams) -> tuple[Phase, ...]:
+    """The phases of a trial; linear probing then fine-tuning (Kumar et al., 2022) has two."""
+    total = hparams.max_epochs
+    if hparams.strategy == "probe":
+        return (Phase("head", 0, total),)
+    head = 0
+    if hparams.strategy == "lp_ft":
+        head = min(max(1, round(hparams.lp_share * total)), total - 1)
+    trunk = Phase("trunk", head, total - head)
+    return (Phase("head", 0, head), trunk) if head else (trunk,)
+
+
+class Training:
+    """A trial in the making.
+
+    Args:
+        hparams: what varies between trials.
+        data: labelled images with splits `train` and `validation`.
+        backbone: freshly built; its module is not changed, a trial that trains it works on a copy.
+        settings: what the search fixes.
+        cache: where frozen features are kept; None computes them anew.
+        progress: called with (what, done, total) during anything slow.
+    """
+
+    def __init__(
+        self,
+        hparams: HParams,
+        data: ImageData,
+        backbone: Backbone,
+        *,
+        settings: Settings = Settings(),
+        cache: Cache | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        torch.set_num_threads(settings.threads)
+        self.hparams = hparams
+        self.data = data
+        self.backbone = backbone
+        self.settings = settings
+        self.cache = cache
+        self._usage_before = {} if cache is None else dict(vars(cache.usage))
+        self.progress = progress
+        self.device = torch.device(settings.device)
+        self._dtype = _training_dtype(settings.precision, self.device)
+        # Does nothing but for fp16, whose small gradients would be zeros.
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
+        self.epoch = 0
+        self.best: dict[str, float] | None = None
+        self.improved = False
+        self.phases = phases(hparams)
+        self._size = backbone.preprocessing.image_size
+        self.policy = augment.build(
+            hparams,
+            image_size=self._size,
+            orientation_matters=settings.orientation_matters,
+        )
+        self._frames = data.frames(backbone.preprocessing.frame_size, backbone.preprocessing.interpolation)
+        self._crop = augment.build(HParams(policy="none"), image_size=self._size)
+        self.model = build_model(backbone, hparams, len(data.classes)).to(self.device)
+        self._mixing = augment.build_mixing(hparams, len(data.classes))
+        self._weights = _class_weights(data).to(self.device) if hparams.class_weights else None
+        # Batches of nearly one size: a last one of a single image has no batch statistics.
+        self._batches = math.ceil(len(data.splits["train"]) / hparams.batch_size)
+        self._phase: Phase | None = None
+        self._applied: dict[int, dict[str, Any]] = {}
+        self._penalty: optim.Regulariser | None = None
+        self._enter(self.phases[0])
+
+    @property
+    def phase_began(self) -> bool:
+        """Whether the epoch that was run last was the first of its phase."""
+        return self._phase is not None and self.epoch == self._phase.first + 1
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs have run."""
+        return self.epoch >= self.hparams.max_epochs
+
+    def run_epoch(self) -> dict[str, float]:
+        """Trains and evaluates one epoch and returns its metrics.
+
+        Raises:
+            RuntimeError: after the last epoch, or out of memory as torch raises it.
+        """
+        if self.finished:
+            raise RuntimeError(f"all {self.hparams.max_epochs} epochs have run")
+        began = time.perf_counter()
+        phase = next(p for p in self.phases if p.first <= self.epoch < p.first + p.epochs)
+        if phase is not self._phase:
+            self._enter(phase)
+        torch.manual_seed(derived_seed(self.hparams.seed, "epoch", self.epoch))
+        rate = self._optimizer.param_groups[-1]["lr"]
+        loss, images = self._train()
+        measured = self._measure()
+        monitored = {
+            "train_loss": loss,
+            "val_loss": measured.loss,
+            "val_accuracy": measured.accuracy,
+            "val_macro_f1": measured.macro_f1,
+        }
+        self._schedule.epoch_end(monitored[self.settings.monitor.metric])
+        self.epoch += 1
+        value, metric = monitored[self.settings.monitor.metric], self.settings.monitor.metric
+        self.improved = self.settings.monitor.better(value, self.best[metric] if self.best else None)
+        seconds = time.perf_counter() - began
+        metrics = {
+            **monitored,
+            "learning_rate": rate,
+            "epoch_seconds": seconds,
+            "images_per_second": images / seconds,
+        }
+        if self.improved:
+            self.best = {"epoch": self.epoch, **metrics}
+        return metrics
+
+    def evaluate(self, split: str) -> Scores:
+        """Scores of the model as it is on the centre crops of a split, trunk and head together."""
+        labels = self.data.labels[self.data.splits[split]]
+        return scores(self.logits(split), labels)
+
+    def logits(self, split: str) -> Tensor:
+        """Logits [N, C], on the CPU, of the model as it is on the centre crops of a split."""
+        self.model.eval()
+        parts = []
+        with torch.no_grad():
+            for batch in self.data.splits[split].split(_EVALUATION_BATCH):
+                inputs = augment.center_crop(self._frames[batch].to(self.device), self._size)
+                parts.append(self.model(inputs).float().cpu())
+        return torch.cat(parts)
+
+    # Phases
+
+    def _enter(self, phase: Phase) -> None:
+        """Freezes what the phase freezes, and builds what moves and measures the rest."""
+        if self._penalty is not None:
+            self._penalty.close()
+        self._phase = phase
+        unfreeze(self.model, self.backbone.groups, self.hparams, phase.kind)
+        groups = optim.parameter_groups(self.model, self.backbone.groups, self.hparams)
+        self._optimizer = optim.build_optimizer(groups, self.hparams)
+        self._schedule = optim.build_schedule(
+            self._optimizer,
+            self.hparams,
+            self._batches,
+            phase.epochs,
+            mode="max" if self.settings.monitor.maximize else "min",
+        )
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
+        self._ema = optim.build_ema(self.model, self.hparams)
+        self._penalty = None
+        self._features: dict[str, FrozenFeatures] = {}
+        if phase.kind == "head":
+            self._features = {split: self._frozen(split) for split in ("train", "validation")}
+        else:
+            self._penalty = optim.regulariser(self.model, self.backbone, self.hparams)
+        self._part = self._part_size()
+        self._applied[phase.first] = self._described(phase)
+
+    def _part_size(self) -> int | None:
+        """Images in a pass; None for whole batches, where something looks at all of a batch at once."""
+        whole = self._penalty is not None or self._weights is not None or self.hparams.batch_norm == "train"
+        return None if whole or self.device.type != "cpu" else _PART
+
+    def _frozen(self, split: str) -> FrozenFeatures:
+        """The frozen trunk's features of a split; those that a metric is computed of in full precision."""
+        training = split == "train"
+        return FrozenFeatures(
+            model=self.model,
+            trunk_key=f"{self.backbone.name} {self.backbone.weights_hash} {self.backbone.preprocessing}",
+            frames=self._frames,
+            indices=self.data.splits[split],
+            policy=self.policy if training else self._crop,
+            data_key=self.data.fingerprint,
+            cache=self.cache,
+            dtype=torch.float16 if training else torch.float32,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    # Epochs
+
+    def _train(self) -> tuple[float, int]:
+        """One epoch of steps; the mean loss and the number of images."""
+        self.model.train()
+        total, seen = torch.zeros((), device=self.device), 0
+        for step in self._steps():
+            self._optimizer.zero_grad(set_to_none=True)
+            for logits, targets, share, penalty in step:
+                loss = self._loss(logits, targets)
+                weighed = loss * share if penalty is None else loss * share + penalty
+                self._scaler.scale(weighed).backward()
+                total += loss.detach() * len(targets)
+                seen += len(targets)
+            self._scaler.unscale_(self._optimizer)
+            if self.hparams.clip_grad is not None:
+                nn.utils.clip_grad_norm_(self._trained, self.hparams.clip_grad)
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+            self._schedule.step()
+            if self._ema is not None:
+                self._ema.update()
+        return float(total) / seen, seen
+
+    def _steps(self) -> Iterator[Iterator[Part]]:
+        """The batches of the epoch, in a shuffled order, each in parts whose gradients add up to its own."""
+        order = torch.randperm(
+            len(self.data.splits["train"]),
+            generator=generator(self.hparams.seed, "order", self.epoch),
+        )
+        return self._head_steps(order) if self._features else self._trunk_steps(order)
+
+    def _head_steps(self, order: Tensor) -> Iterator[Iterator[Part]]:
+        """On features that are already there: a step is an index and a small product."""
+        assert self._phase is not None
+        number = self.epoch - self._phase.first
+        if self.settings.views is not None:
+            number %= self.settings.views
+        features = self._features["train"].view(number)
+        labels = self.data.labels[self.data.splits["train"]].to(self.device)
+        for batch in order.to(self.device).tensor_split(self._batches):
+            yield iter([(self.model.head(features[batch].float()), labels[batch], 1.0, None)])
+
+    def _trunk_steps(self, order: Tensor) -> Iterator[Iterator[Part]]:
+        """On images: drawn, mixed and passed through the whole network."""
+        indices = self.data.splits["train"][order]
+        root = derived_seed(self.hparams.seed, "augment", self.epoch)
+        mixing = generator(self.hparams.seed, "mixing", self.epoch)
+        for batch in indices.tensor_split(self._batches):
+            frames = self._frames[batch].to(self.device)
+            inputs = self.policy(frames, sample_seeds(root, batch).to(self.device))
+            targets = self.data.labels[batch].to(self.device)
+            if self.hparams.mixing != "none":
+                one_hot = functional.one_hot(targets, len(self.data.classes)).float()
+                inputs, targets = self._mixing(inputs, one_hot, mixing)
+            yield self._parts(inputs, targets)
+
+    def _parts(self, inputs: Tensor, targets: Tensor) -> Iterator[Part]:
+        """Passes of a batch through the network, in parts where that changes nothing but speed."""
+        size = self._part or len(inputs)
+        for images, told in zip(inputs.split(size), targets.split(size), strict=True):
+            with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+                features = self.model.features(images)
+                penalty = None if self._penalty is None else self._penalty(images, features)
+                logits = self.model.head(features)
+            yield logits.float(), told, len(images) / len(inputs), penalty
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            logits, targets, weight=self._weights, label_smoothing=self.hparams.label_smoothing
+        )
+
+    def _measure(self) -> Scores:
+        """Validation scores of the weights that would be saved."""
+        with self._averaged():
+            if not self._features:
+                return self.evaluate("validation")
+            self.model.eval()
+            with torch.no_grad():
+                logits = self.model.head(self._features["validation"].view(0))
+            return scores(logits.cpu(), self.data.labels[self.data.splits["validation"]])
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._ema is None else self._ema.applied()
+
+    # Keeping
+
+    def save_model(self, folder: Path) -> None:
+        """Writes the weights that the last epoch was measured with as `folder/model`."""
+        assert self.best is not None, "no epoch has been measured"
+        card = make_card(self.backbone, self.hparams, self.data.classes, self.best)
+        with self._averaged():
+            save_delta(folder / MODEL_FOLDER, self.model, self.backbone, card)
+
+    def save_state(self, folder: Path) -> None:
+        """Writes all that `load_state` needs to go on as if nothing had happened."""
+        state = {
+            "epoch": self.epoch,
+            "best": self.best,
+            "model": self._own_state(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "ema": None if self._ema is None else self._ema.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{STATE_FILE}.{os.getpid()}.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, folder / STATE_FILE)
+
+    def load_state(self, folder: Path) -> bool:
+        """Goes on from the state in `folder`; False, and nothing changed, where there is none."""
+        path = folder / STATE_FILE
+        if not path.is_file():
+            return False
+        # To the CPU: what loads a part of it puts it where it belongs.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.epoch, self.best = state["epoch"], state["best"]
+        # The phase of the epoch that was run last: its optimizer goes on, or the next one begins.
+        self._enter(next(p for p in self.phases if self.epoch <= p.first + p.epochs))
+        self.model.load_state_dict(state["model"], strict=False)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        if self._ema is not None:
+            self._ema.load_state_dict(state["ema"])
+        self._scaler.load_state_dict(state["scaler"])
+        return True
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """The model's tensors that can differ from the pretrained ones."""
+        state = self.model.state_dict()
+        if self.model.trunk_is_frozen:
+            return {name: tensor for name, tensor in state.items() if name.startswith("head.")}
+        return state
+
+    def applied(self) -> dict[str, Any]:
+        """What was really built so far, for the record; grows with each phase."""
+        return {
+            "backbone": self.backbone.name,
+            "weights_hash": self.backbone.weights_hash,
+            "preprocessing": self.backbone.preprocessing.to_dict(),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "dtype": str(next(self.model.parameters()).dtype),
+            "passes": str(self._dtype),
+            "policy": self.policy.describe(),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "phases": list(self._applied.values()),
+            "cache": self._used(),
+        }
+
+    def _used(self) -> dict[str, float]:
+        """What the trial had of the cache so far; `seconds_saved` is what others took to compute it."""
+        if self.cache is None:
+            return {}
+        now = vars(self.cache.usage)
+        return {name: round(now[name] - self._usage_before[name], 3) for name in now}
+
+    def _described(self, phase: Phase) -> dict[str, Any]:
+        modules = {name.rpartition(".")[0] for name, p in self.model.named_parameters() if p.requires_grad}
+        return {
+            **vars(phase),
+            "features": ("cached" if self.cache else "online: the cache is off")
+            if self._features
+            else "online: the trunk trains",
+            "optimizer": type(self._optimizer).__name__,
+            "schedule": self.hparams.schedule,
+            "trainable_parameters": sum(p.numel() for p in self._trained),
+            "trainable_modules": len(modules),
+            "groups": [
+                {
+                    "name": group["name"],
+                    "lr": self.hparams.lr * group["share"],
+                    "weight_decay": group["weight_decay"],
+                    "parameters": sum(p.numel() for p in group["params"]),
+                }
+                for group in self._optimizer.param_groups
+            ],
+        }
+
+    def save_record(self, folder: Path) -> None:
+        """Writes what was built so far, and a picture of what the policy draws, into `folder`."""
+        (folder / RECORD_FOLDER).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.applied(), indent=2) + "\n"
+        (folder / APPLIED_FILE).write_text(text, encoding="utf-8")
+        if self.phase_began and not self.policy.is_identity:
+            (folder / PREVIEW_FILE).write_bytes(_preview(self.data, self.policy, self.backbone.preprocessing))
+
+
+def fit(
+    training: Training, report: Callable[[int, dict[str, float]], bool | None]
+) -> dict[str, float] | None:
+    """The best epoch's metrics of a training run to its end, or until `report(epoch, metrics)` is True."""
+    while not training.finished:
+        metrics = training.run_epoch()
+        if report(training.epoch, metrics):
+            break
+    return training.best
+
+
+def _training_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the passes of a trunk that trains are computed in.
+
+    Raises:
+        ValueError: for another precision than `Settings` names, or fp16 without a CUDA device.
+    """
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if precision not in known or (precision == "fp16" and device.type != "cuda"):
+        raise ValueError(
+            f"precision is {precision!r} on {device.type}, but must be auto, fp32, bf16, or on cuda fp16"
+        )
+    return known[precision]
+
+
+def _class_weights(data: ImageData) -> Tensor:
+    """Inverse frequencies in the training split, with mean one over its images."""
+    labels = data.labels[data.splits["train"]]
+    counts = torch.bincount(labels, minlength=len(data.classes)).clamp(min=1).float()
+    return len(labels) / (len(data.classes) * counts)
+
+
+@functools.lru_cache(maxsize=32)
+def _preview(data: ImageData, policy: augment.Policy, preprocessing: Preprocessing) -> bytes:
+    """A PNG of what a policy draws of the first training images."""
+    shown = data.splits["train"][:_PREVIEW_ROWS]
+    frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)[shown]
+    png = io.BytesIO()
+    augment.preview(policy, frames, 0, _PREVIEW_ROWS, _PREVIEW_DRAWS).save(png, "png", compress_level=1)
+    return png.getvalue()
