@@ -1,0 +1,111 @@
+"""Commands for what lies around searches: MLflow's pages, the doctor, the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.cli.addressed import Verbatim, here_or_there
+from search.cli.options import HomeOption, JsonOption
+from search.cli.printing import console, print_json
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+
+@commands.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    name: Annotated[
+        str | None, typer.Option(help="A search, for the store it writes to; else the newest.")
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Start MLflow's pages on the store of the searches."""
+    from search.tracking.runs import ui_command
+
+    command = ui_command(_newest(name, home), port)
+    console.print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    os.execv(command[0], command)
+
+
+def _newest(name: str | None, home: Path | None) -> str:
+    """The tracking address of a search; of the newest where no name is given; else the default."""
+    from search.home import Home
+    from search.spec.search_spec import Tracking, read_spec
+
+    places = [Home.existing(name, home)] if name else Home.all(home)
+    if not places:
+        return Tracking().uri
+    newest = max(places, key=lambda place: place.spec.stat().st_mtime)
+    return read_spec(newest.spec).tracking_uri
+
+
+@commands.command(cls=Verbatim)
+@here_or_there
+def doctor(
+    name: Annotated[str | None, typer.Argument(help="A search; all if not given.")] = None,
+    repair: Annotated[bool, typer.Option(help="Mend what can be mended.")] = False,
+    caller: Annotated[str | None, typer.Option(hidden=True)] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Check that Optuna, MLflow and the home agree; with --address and no NAME, the cluster too."""
+    from search.home import Home
+    from search.results.doctor import all_well, examine, show
+
+    checks = []
+    if caller and not name:
+        from search.cluster.health import checks as cluster_checks
+
+        checks = [vars(check) for check in cluster_checks(caller)]
+    places = [Home.existing(name, home)] if name else Home.all(home)
+    found = {
+        "cluster": checks,
+        "searches": {place.name: examine(place, repair=repair) for place in places},
+    }
+    if caller:
+        sys.stdout.write(json.dumps(found) + "\n")  # the last line, for whoever asked from outside
+        return
+    show(found, console, as_json=as_json)
+    if not all_well(found) and not repair:
+        raise typer.Exit(1)
+
+
+@commands.command("cache")
+def show_cache(
+    max_gb: Annotated[
+        float | None, typer.Option(min=0, help="Evict the least recently used until this is left; 0: all.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--dir", help="The cache; else the node's own.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what this node keeps of images and frozen features; prune it. Safe at any time."""
+    from trainables.files.cache import FETCHED, Cache, default_root
+
+    cache = Cache(root or default_root())
+    freed = 0 if max_gb is None else cache.sweep(int(max_gb * 1e9))
+    entries = cache.entries()
+    fetched = [size for path, size, _ in entries if path.parent.name == FETCHED]
+    images = [size for path, size, _ in entries if path.parent.name == "data"]
+    features = [size for path, size, _ in entries if path.suffix]
+    if as_json:
+        told = {"features": len(features), "features_bytes": sum(features)}
+        told |= {"sources": len(images), "images_bytes": sum(images)}
+        told |= {"fetched": len(fetched), "fetched_bytes": sum(fetched), "freed_bytes": freed}
+        print_json({"root": str(cache.root), **told})
+        return
+    console.print(f"{cache.root}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"  frozen features: {sum(features) / 1e9:.3f} GB in {len(features)} entries")
+    console.print(f"  decoded images: {sum(images) / 1e9:.3f} GB of {len(images)} sources")
+    console.print(f"  fetched files: {sum(fetched) / 1e9:.3f} GB of {len(fetched)} sources")
+    if max_gb is not None:
+        console.print(f"  freed {freed / 1e9:.3f} GB")

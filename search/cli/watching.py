@@ -1,0 +1,127 @@
+"""Commands that show how far searches are: list, status, logs, trials."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from search.cli.addressed import Verbatim, here_or_there
+from search.cli.options import HomeOption, JsonOption, NameArgument
+from search.cli.printing import console, print_json
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+
+@commands.command("list", cls=Verbatim)
+@here_or_there
+def list_searches(as_json: JsonOption = False, home: HomeOption = None) -> None:
+    """List the searches and how far they are."""
+    from search.home import Home
+    from search.results.rows import summary
+
+    rows = [summary(place) for place in Home.all(home)]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("search", "state", "trials", "best", "trial", box=None)
+    for row in rows:
+        best = "" if row["value"] is None else f"{row['value']:.4f}"
+        trials = f"{row['counted']}/{row['budget']}"
+        trial = "" if row["best_trial"] is None else str(row["best_trial"])
+        table.add_row(row["search"], row["state"].lower(), trials, best, trial)
+    console.print(table if rows else "no searches yet; begin with `transfer-search launch SPEC`")
+
+
+@commands.command(cls=Verbatim)
+@here_or_there
+def status(
+    name: NameArgument,
+    watch: Annotated[bool, typer.Option(help="Show it again every two seconds until it ends.")] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Show how far a search is."""
+    from search.home import Home
+    from search.results.rows import summary
+
+    place = Home.existing(name, home)
+    while True:
+        row = summary(place)
+        if as_json:
+            print_json(row)
+        else:
+            best = "none yet" if row["value"] is None else f"{row['value']:.4f} (trial {row['best_trial']})"
+            console.print(
+                f"{name}: {row['state'].lower()}, {row['counted']}/{row['budget']} trials, "
+                f"{row['running']} running, {row['pruned']} pruned, {row['failed']} failed, best {best}"
+                + (", finalists {ended}/{runs} runs".format(**row["finalists"]) if row["finalists"] else ""),
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        if not watch or row["state"] != "RUNNING":
+            return
+        time.sleep(2)
+
+
+@commands.command(cls=Verbatim)
+@here_or_there
+def logs(
+    name: NameArgument,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the log grows.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Print the driver's log."""
+    from search.home import Home
+
+    place = Home.existing(name, home)
+    if not place.log.exists():
+        return
+    with place.log.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            text = file.read()
+            if text:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            elif not follow or place.driver() is None:
+                return
+            else:
+                time.sleep(0.5)
+
+
+@commands.command(cls=Verbatim)
+@here_or_there
+def trials(
+    name: NameArgument,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """List a search's trials."""
+    from search.console import short
+    from search.home import Home
+    from search.results.rows import trial_rows
+
+    rows = trial_rows(Home.existing(name, home), linked=as_json or as_csv)
+    if as_json:
+        print_json(rows)
+    elif as_csv:
+        flat = [{**row, "params": json.dumps(row["params"])} for row in rows]
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(flat[0]) if flat else ["trial"])
+        writer.writeheader()
+        writer.writerows(flat)
+    else:
+        table = Table("trial", "state", "value", "epochs", "hyperparameters", box=None)
+        for row in rows:
+            value = "" if row["value"] is None else f"{row['value']:.4f}"
+            params = " ".join(f"{key}={short(row['params'][key])}" for key in row["sampled"])
+            table.add_row(str(row["trial"]), row["state"].lower(), value, str(row["epochs"]), params)
+        console.print(table)
