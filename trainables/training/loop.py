@@ -34,8 +34,9 @@ from trainables.training.features import FrozenFeatures
 from trainables.training.hparams import HParams
 from trainables.training.metrics import Scores, scores
 from trainables.training.model import build_model, make_card, save_delta, unfreeze
+from trainables.training.phases import Phase, phases
 
-__all__ = ["Monitor", "Phase", "Settings", "Training", "fit", "phases"]
+__all__ = ["Monitor", "Settings", "Training", "fit"]
 
 _EVALUATION_BATCH = 32
 _PART = 32
@@ -83,27 +84,6 @@ class Settings:
     device: str = "cpu"
     threads: int = 1
     precision: str = "auto"
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of epochs that trains the same parameters: `head` alone, or the `trunk` with it."""
-
-    kind: str
-    first: int
-    epochs: int
-
-
-def phases(hparams: HParams) -> tuple[Phase, ...]:
-    """The phases of a trial; linear probing then fine-tuning (Kumar et al., 2022) has two."""
-    total = hparams.max_epochs
-    if hparams.strategy == "probe":
-        return (Phase("head", 0, total),)
-    head = 0
-    if hparams.strategy == "lp_ft":
-        head = min(max(1, round(hparams.lp_share * total)), total - 1)
-    trunk = Phase("trunk", head, total - head)
-    return (Phase("head", 0, head), trunk) if head else (trunk,)
 
 
 class Training:

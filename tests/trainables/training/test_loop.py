@@ -22,9 +22,10 @@ from trainables.image.backbones import Backbone
 from trainables.image.data import ImageData
 from trainables.record import APPLIED_FILE, METRICS, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
 from trainables.training.hparams import HParams
-from trainables.training.loop import Monitor, Phase, Settings, Training, _training_dtype, fit, phases
+from trainables.training.loop import Monitor, Settings, Training, _training_dtype, fit
 from trainables.training.metrics import Scores, scores
 from trainables.training.model import load_delta
+from trainables.training.phases import Phase, phases
 
 Begin = Callable[..., Training]
 CHUNKS = 2  # of either split, where they are small

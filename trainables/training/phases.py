@@ -1,0 +1,30 @@
+"""The phases of a trial: stretches of epochs that train the same parameters. Knows no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainables.training.hparams import HParams
+
+__all__ = ["Phase", "phases"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs that trains the same parameters: `head` alone, or the `trunk` with it."""
+
+    kind: str
+    first: int
+    epochs: int
+
+
+def phases(hparams: HParams) -> tuple[Phase, ...]:
+    """The phases of a trial; linear probing then fine-tuning (Kumar et al., 2022) has two."""
+    total = hparams.max_epochs
+    if hparams.strategy == "probe":
+        return (Phase("head", 0, total),)
+    head = 0
+    if hparams.strategy == "lp_ft":
+        head = min(max(1, round(hparams.lp_share * total)), total - 1)
+    trunk = Phase("trunk", head, total - head)
+    return (Phase("head", 0, head), trunk) if head else (trunk,)
