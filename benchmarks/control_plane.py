@@ -31,7 +31,8 @@ from ray import tune
 from rich.console import Console
 
 from search.home import Home
-from search.run import launch, tuning
+from search.run import launch
+from search.run.ray_session import local_ray
 from search.spec.search_spec import read_spec
 from search.study.search_study import SearchStudy
 from search.tracking import tracker as tracking
@@ -103,7 +104,7 @@ def measured(trials: int, cpus: int, sleep: float, sampler: str) -> dict[str, An
             timed(seconds, owner, name)
     timed(seconds, launch, "run_trials")
     Sleep.seconds = sleep
-    with tempfile.TemporaryDirectory() as folder, tuning.local_ray(cpus=cpus):
+    with tempfile.TemporaryDirectory() as folder, local_ray(cpus=cpus):
         text = SPEC.format(trials=trials, epochs=1, workers=cpus)
         home = Home(Path(folder) / "nothing")
         home.make()

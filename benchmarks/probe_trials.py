@@ -34,8 +34,10 @@ from comparison import EVERY_VIEW, SPEC, WORKERS
 from rich.console import Console
 
 from search.home import Home
-from search.run import launch, tuning
+from search.run import launch
+from search.run.conductor import Conductor
 from search.run.planning import plan
+from search.run.ray_session import local_ray
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.search_study import SearchStudy
 from search.tracking.tracker import Tracker
@@ -65,15 +67,15 @@ class Clock:
 
     def __init__(self) -> None:
         self.first, self.sender, self.busy = 0.0, 0.0, 0.0
-        after_epoch = tuning.Conductor.after_epoch
+        after_epoch = Conductor.after_epoch
 
-        def clocked(conductor: tuning.Conductor, tune_id: str, result: Mapping[str, Any]) -> bool:
+        def clocked(conductor: Conductor, tune_id: str, result: Mapping[str, Any]) -> bool:
             if not self.first:
                 self.first, self.sender = time.perf_counter(), sender_seconds()
             self.busy += result["epoch_seconds"]
             return after_epoch(conductor, tune_id, result)
 
-        tuning.Conductor.after_epoch = clocked  # type: ignore[method-assign]
+        Conductor.after_epoch = clocked  # type: ignore[method-assign]
 
 
 def searched(spec: SearchSpec, folder: Path, clock: Clock, *, told: bool) -> dict[str, float]:
@@ -106,7 +108,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the spec")
     asked = parser.parse_args()
     clock, rows = Clock(), []
-    with tempfile.TemporaryDirectory() as name, tuning.local_ray(preloaded=True):
+    with tempfile.TemporaryDirectory() as name, local_ray(preloaded=True):
         folder = Path(name)
         text = SPEC.format(trials=asked.trials, epochs=8, size=96, seed=0, workers=WORKERS)
         same = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"cache.dir={folder}/cache"]

@@ -32,7 +32,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_ray(_environment: None) -> Iterator[None]:
     """One Ray for all searches that run in this process, with a GPU on paper: a start costs many seconds."""
-    from search.run.tuning import local_ray
+    from search.run.ray_session import local_ray
 
     with local_ray(gpus=1):
         yield

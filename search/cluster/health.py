@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.errors import TransferSearchError
 from search.home import searches_root
-from search.run.tuning import cluster_ray
+from search.run.ray_session import cluster_ray
 from search.study.storage import opened
 from search.tracking.runs import ask_server
 

@@ -32,6 +32,7 @@ import search
 import trainables
 from search.errors import BadInput, Refused, TransferSearchError
 from search.home import INSIDE, LAUNCHED
+from search.run.ray_compat import JOB_STOP_SECONDS, NOISY_LOGGERS, asks_for_token, output_of_job
 from search.spec.search_spec import SearchSpec, read_spec
 
 if TYPE_CHECKING:
@@ -111,12 +112,8 @@ class Cluster:
             raise BadInput("a cluster is reached through Ray's jobs: pip install 'transfer-search[cluster]'")
         for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             os.environ.pop(variable, None)  # either would win over the address
-        for module in (
-            "dashboard.modules.dashboard_sdk",
-            "dashboard.modules.job.sdk",
-            "_private.runtime_env",
-        ):
-            logging.getLogger(f"ray.{module}").setLevel(logging.ERROR)
+        for logger in NOISY_LOGGERS:
+            logging.getLogger(logger).setLevel(logging.ERROR)
         with self._translated():
             self._client = JobSubmissionClient(self.address)
 
@@ -178,7 +175,7 @@ class Cluster:
             seen = ""
             async for chunk in self._client.tail_job_logs(job):
                 seen += chunk
-                text = _own(job, seen)
+                text = output_of_job(job, seen)
                 if len(text) > len(shown):
                     sys.stdout.write(text[len(shown) :])
                     sys.stdout.flush()
@@ -194,7 +191,7 @@ class Cluster:
     def log(self, job: str) -> str:
         """What a job has printed."""
         with self._translated():
-            return _own(job, self._client.get_job_logs(job))
+            return output_of_job(job, self._client.get_job_logs(job))
 
     def details(self, job: str) -> JobDetails:
         with self._translated():
@@ -239,7 +236,7 @@ class Cluster:
         try:
             yield
         except ray.exceptions.AuthenticationError as error:
-            raise Refused(_refusal(self.address, str(error))) from error
+            raise Refused(_refusal(self.address, error)) from error
         except (ConnectionError, requests.RequestException) as error:
             raise BadInput(
                 f"no Ray cluster answers at {self.address}; give the address of its dashboard, such as "
@@ -249,8 +246,8 @@ class Cluster:
             raise TransferSearchError(f"the cluster at {self.address} refused: {error}") from error
 
 
-def _refusal(address: str, said: str) -> str:
-    if "Missing" in said:
+def _refusal(address: str, error: Exception) -> str:
+    if asks_for_token(error):
         return (
             f"the cluster at {address} asks for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to "
             "the cluster's token (or keep it in ~/.ray/auth_token)"
@@ -353,18 +350,12 @@ def _environment() -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         # Ray kills a stopped job after 3 s; to end a search in order takes longer.
-        "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS),
+        JOB_STOP_SECONDS: str(_STOP_SECONDS),
     }
 
 
 def _new_id(*parts: str) -> str:
     return "-".join([*parts, uuid.uuid4().hex[:8]])
-
-
-def _own(job: str, log: str) -> str:
-    """What the command itself printed, of all that is in its job's log."""
-    _, _, rest = log.partition(f"Running entrypoint for job {job}:")
-    return rest.partition("\n")[2]
 
 
 def _leave(details: JobDetails) -> None:

@@ -23,8 +23,11 @@ from search.console import progress_bar
 from search.errors import BadInput
 from search.home import LAUNCHED, Home, is_inside
 from search.run.board import Board
+from search.run.capacity import Capacity
 from search.run.checkpoints import Checkpoints
-from search.run.tuning import Conductor, Room, Trainable, cluster_ray, local_ray, run_trials
+from search.run.conductor import Conductor
+from search.run.ray_session import cluster_ray, local_ray
+from search.run.tuning import Trainable, run_trials
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.finalists import FinalistStudy, candidates, standings, text, verdict
 from search.study.search_study import Ending, SearchStudy
@@ -61,7 +64,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
         )
     if is_inside():
         cluster_ray()
-        Room(spec)  # what no node could ever give is said before anything is written
+        Capacity(spec)  # what no node could ever give is said before anything is written
     home.make()
     with home.lock(), ready_sender(home) as sender, _ray(preloaded=True):
         with progress_bar(console) as progress:
@@ -192,7 +195,7 @@ def run_study(
             home.finalists.make()
             trackers.append(Tracker(spec, home.finalists, finalists, within=trackers[0]))
             stack.callback(trackers[1].abort)
-            told = finalists.cost(study, Room(spec).at_once)
+            told = finalists.cost(study, Capacity(spec).at_once)
             console.print(told, markup=False, highlight=False, soft_wrap=True)
             config = {**trial_config(spec), "score_test": True}
             outcome = run(finalists, home.finalists, trackers[1], config)
@@ -229,7 +232,7 @@ def _run_trials(
         study,
         home,
         config,
-        room=Room(spec),
+        capacity=Capacity(spec),
         observers=(tracker, board),
         run_of=tracker.run_of,
         should_stop=lambda: stopped.is_set() or (until is not None and time.time() >= until),

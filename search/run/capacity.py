@@ -1,0 +1,85 @@
+"""How many trials may run at a time: as many as the nodes hold, shared among the searches on them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import ray
+
+from search.errors import BadInput
+from search.run.ray_compat import autoscaled_nodes, driver_commands
+from search.spec.search_spec import SearchSpec
+
+__all__ = ["Capacity"]
+
+
+class Capacity:
+    """Whether more of a spec's trials may run: as many as the nodes hold, which come and go.
+
+    Searches that share a cluster get equal shares; what others leave free, each may take.
+
+    Raises:
+        BadInput: if none could ever run, neither on a node that is there nor on one that could come.
+    """
+
+    _SECONDS = 2.0
+
+    def __init__(self, spec: SearchSpec) -> None:
+        self._needs = {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}
+        self._most = spec.resources.concurrency or 2**31
+        self._look()
+        if not self._all:
+            there = _described([*_alive(), *autoscaled_nodes()])
+            raise BadInput(
+                f"a trial asks for cpu {spec.resources.cpu:g} and gpu {spec.resources.gpu:g} (resources), "
+                f"but no node could ever give that: there can be {there}; "
+                "ask for less, e.g. --set resources.gpu=0"
+            )
+
+    @property
+    def at_once(self) -> int:
+        """How many trials may run at a time where nobody else runs any."""
+        return min(self._all, self._most)
+
+    def for_more_than(self, running: int) -> bool:
+        """Whether one more trial may run beside `running` ones."""
+        if time.monotonic() - self._looked > self._SECONDS:
+            self._look()
+        return running < self.at_once and not self.exceeds_share(running)
+
+    def exceeds_share(self, running: int) -> bool:
+        """Whether one more trial than `running` would take what is another search's."""
+        return self._share < self._all and running >= self._share and not self._free
+
+    def _look(self) -> None:
+        self._looked = time.monotonic()
+        self._all = max(self._on(_alive()), self._on(autoscaled_nodes()))
+        self._share = math.ceil(self._all / _searches())
+        self._free = self._on([(ray.available_resources(), 1)])
+
+    def _on(self, nodes: Nodes) -> int:
+        return sum(
+            count * min(int(have.get(kind, 0) / need + 1e-9) for kind, need in self._needs.items() if need)
+            for have, count in nodes
+        )
+
+
+def _searches() -> int:
+    """How many searches run on this Ray now, this one included."""
+    return max(1, sum(" -m search " in command for command in driver_commands()))
+
+
+Nodes: TypeAlias = Sequence[tuple[Mapping[str, float], int]]
+"""What a node has, by kind of resource, and how many there are of it."""
+
+
+def _alive() -> Nodes:
+    return [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+
+
+def _described(nodes: Nodes) -> str:
+    told = [f"CPU {have.get('CPU', 0):g} and GPU {have.get('GPU', 0):g}" for have, _ in nodes]
+    return "nodes with " + ", or ".join(dict.fromkeys(told))

@@ -1,0 +1,234 @@
+"""The conductor: hands out a study's trials and decides after each epoch, all from the study.
+
+It knows nothing of Tune, whose adapters (`search.run.tuning`) only pass on what happens and what it decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
+from typing import Any, Protocol
+
+from search.errors import CheckpointsError
+from search.home import Home
+from search.run.capacity import Capacity
+from search.run.checkpoints import Checkpoints
+from search.run.failures import Failure, FailureKind
+from search.study.search_study import Assignment, Ending, SearchStudy
+from trainables.record import BEST, METRICS, TEST_METRICS
+
+__all__ = ["Conductor", "NoTrial", "Observer", "RunOf"]
+
+log = logging.getLogger(__name__)
+
+_STARTS_WITHIN = 0.05
+"""Seconds in which a process that is there takes a trial that was handed out, unless a draw is in the way."""
+
+
+class NoTrial(Enum):
+    """Why the conductor hands out no trial."""
+
+    YET = auto()
+    EVER_AGAIN = auto()
+
+
+class Observer(Protocol):
+    """Whoever is told what happens to trials; never asked for a decision."""
+
+    def trial_started(self, assignment: Assignment) -> None: ...
+
+    def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None: ...
+
+    def attempt_failed(self, number: int, reason: str) -> None: ...
+
+    def trial_moved(self, number: int, moves: int) -> None: ...
+
+    def trial_ended(
+        self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str
+    ) -> None: ...
+
+
+class RunOf(Protocol):
+    """What knows MLflow's runs."""
+
+    def __call__(self, number: int, *, wait: bool = False) -> str | None: ...
+
+
+class Conductor:
+    """Hands out trials and decides after each epoch, all from the study.
+
+    Args:
+        study: the truth.
+        home: where trials keep their state.
+        config: what is the same for every trial.
+        capacity: how many trials may run.
+        observers: told of everything, in this order, before the study is.
+        run_of: MLflow's run id of a trial that `observers` were told has started; with `wait=True` waits
+            for it; None where it is not known.
+        should_stop: whether to hand out no more.
+    """
+
+    def __init__(
+        self,
+        study: SearchStudy,
+        home: Home,
+        config: Mapping[str, Any],
+        *,
+        capacity: Capacity,
+        observers: Sequence[Observer],
+        run_of: RunOf,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.study = study
+        self.home = home
+        self.should_stop = should_stop
+        self._checkpoints = Checkpoints(study, home)
+        self._config = dict(config)
+        self._capacity = capacity
+        self._observers = observers
+        self._run_of = run_of
+        self._waiting = study.interrupted()
+        self._begun = len(study.trials())
+        self._numbers: dict[str, int] = {}
+        self._handed_out = 0.0
+        self._max_epochs: dict[int, int] = {}
+        self._failures: dict[int, int] = {}
+        self._shares: dict[int, float] = {}
+        self._runless: set[int] = set()  # trials whose MLflow run is not written down: none waits for it
+        self._told: dict[int, int] = {}
+        self._last: dict[int, Mapping[str, float]] = {}
+
+    def next(self, tune_id: str) -> dict[str, Any] | NoTrial:
+        """A trial's configuration, or why there is none."""
+        if self.should_stop():
+            return NoTrial.EVER_AGAIN
+        if not self._capacity.for_more_than(len(self._numbers)):
+            is_idle = time.monotonic() - self._handed_out > _STARTS_WITHIN
+            if is_idle and not self._waiting and self._begun < self.study.budget:
+                self.study.draw_ahead()
+            return NoTrial.YET
+        if self._waiting:
+            assignment = self.study.continue_trial(self._waiting.pop(0), tune_id)
+        elif self._begun < self.study.budget:
+            assignment = self.study.ask(tune_id)
+            self._begun += 1
+        else:
+            return NoTrial.EVER_AGAIN
+        number = assignment.number
+        self._numbers[tune_id] = number
+        self._handed_out = time.monotonic()
+        self._max_epochs[number] = assignment.hparams.max_epochs
+        for observer in self._observers:
+            observer.trial_started(assignment)
+        self._runless.add(number)
+        return {
+            **self._config,
+            "number": number,
+            "hparams": assignment.hparams.to_dict(),
+            "folder": str(self.home.trial(number)),
+            "checkpoints": self._checkpoints.uri(number),
+        }
+
+    def after_epoch(self, tune_id: str, result: Mapping[str, Any]) -> bool:
+        """Takes an epoch's result; whether the trial goes on."""
+        number = self._numbers[tune_id]
+        epoch = int(result["epoch"])
+        metrics = {name: float(result[name]) for name in METRICS}
+        best = {
+            name: float(result[f"{BEST}/{name}"])
+            for name in ("epoch", *METRICS, *TEST_METRICS)
+            if f"{BEST}/{name}" in result
+        }
+        self._last[number] = best
+        if epoch <= self._told.get(number, 0):
+            return True  # a trial that was moved or retried repeats what it had not yet saved
+        self._told[number] = epoch
+        for observer in self._observers:
+            observer.epoch_ended(number, epoch, metrics)
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            self._end(tune_id, Ending.DIVERGED, f"{', '.join(broken)} not finite at epoch {epoch}")
+            return False
+        pruned = self.study.report(number, epoch, metrics)
+        if epoch >= self._max_epochs[number]:
+            self._end(tune_id, Ending.COMPLETED)
+            return False
+        if pruned:
+            pruner = self.study.spec.search.pruner
+            self._end(tune_id, Ending.PRUNED, f"{pruner} pruned it at epoch {epoch}")
+            return False
+        if number in self._runless and (run := self._run_of(number)):
+            self.study.ran_as(number, run)
+            self._runless.discard(number)
+        return True
+
+    def failed(self, tune_id: str, failure: Failure) -> bool:
+        """Takes note that a trial's attempt failed; whether it is to be tried again."""
+        number = self._numbers[tune_id]
+        if failure.kind is FailureKind.NODE_LOST:
+            moves = self.study.moved(number)
+            for observer in self._observers:
+                observer.trial_moved(number, moves)
+            return True
+        for observer in self._observers:
+            observer.attempt_failed(number, failure.traceback)
+        if failure.kind is FailureKind.OUT_OF_GPU_MEMORY:
+            return self._out_of_memory(tune_id, failure.message)
+        self._failures[number] = self._failures.get(number, 0) + 1
+        if self._failures[number] <= self.study.spec.search.retries:
+            return True
+        self._end(tune_id, Ending.ERRORED, failure.traceback)
+        return False
+
+    def _out_of_memory(self, tune_id: str, said: str) -> bool:
+        """Gives a trial a larger share of a GPU, once; whether it is to be tried again."""
+        number, asked = self._numbers[tune_id], self.study.spec.resources.gpu
+        if number not in self._shares and 0 < asked < 1:
+            self._shares[number] = min(1.0, 2 * asked)
+            return True
+        shares = f"{asked:g}" + (f" and then {self._shares[number]:g}" if number in self._shares else "")
+        self._end(tune_id, Ending.OUT_OF_MEMORY, f"with gpu {shares} (resources.gpu): {said}")
+        return False
+
+    def gpu_share(self, tune_id: str) -> float:
+        """What a trial that is handed out takes of a GPU, or how many GPUs."""
+        return self._shares.get(self._numbers[tune_id], self.study.spec.resources.gpu)
+
+    def given_up(self, tune_id: str) -> None:
+        """Takes back a trial that Tune will not try again, to hand it out once more."""
+        self._waiting.append(self._numbers.pop(tune_id))
+
+    def stopped(self) -> None:
+        """Ends what still runs when the search stops before its time: `resume` goes on with it."""
+        for tune_id in list(self._numbers):
+            self._end(tune_id, Ending.INTERRUPTED, "the search was stopped")
+
+    def takes_too_much(self) -> bool:
+        """Whether one more trial would take what is another search's."""
+        return self._capacity.exceeds_share(len(self._numbers))
+
+    def known(self, tune_id: str) -> bool:
+        """Whether the trial is handed out and has not ended."""
+        return tune_id in self._numbers
+
+    def _end(self, tune_id: str, ending: Ending, reason: str = "") -> None:
+        number = self._numbers.pop(tune_id)
+        best = self._last.pop(number, None) or None
+        try:
+            self._checkpoints.bring_home(number)
+        except CheckpointsError as error:
+            log.error("%s %d has not ended, since its model did not come: %s", self.study.role, number, error)
+            ending, reason = Ending.INTERRUPTED, str(error)
+        for observer in self._observers:
+            observer.trial_ended(number, ending, best, reason)
+        run = self._run_of(number, wait=True) if number in self._runless else None
+        self._runless.discard(number)
+        self.study.end(number, ending, best, reason, run)
+        if ending is not Ending.INTERRUPTED:
+            try:
+                self._checkpoints.clear(number)
+            except CheckpointsError as error:
+                log.warning("what %s %d no longer needs stays: %s", self.study.role, number, error)

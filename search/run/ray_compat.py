@@ -1,0 +1,175 @@
+"""Every private name and every wording of Ray and Tune that this project relies on, written for Ray 2.60.
+
+A new version of Ray may change any of them without notice. So `pyproject.toml` bounds Ray by what was tested,
+and each of these has a test in `tests/search/run/test_ray_compat.py`: run that first against a new version.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+from search.run.failures import Failure, FailureKind
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+__all__ = [
+    "JOB_STOP_SECONDS",
+    "NOISY_LOGGERS",
+    "PRELOADED",
+    "WRITTEN_FOR",
+    "asks_for_token",
+    "autoscaled_nodes",
+    "driver_commands",
+    "end_idle_processes",
+    "failure",
+    "failure_of",
+    "output_of_job",
+    "prepare",
+]
+
+WRITTEN_FOR = "2.60"
+
+# Ray's start
+
+PRELOADED: Mapping[str, str] = {
+    "RAY_preload_python_modules": "trainables.image_transfer",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",  # else Ray ends them before a plan is made
+}
+"""Environment of a starting Ray whose processes import what trials need before anybody asks for one."""
+
+
+# Who and what is on a Ray
+
+
+def driver_commands() -> list[str]:
+    """The command lines of the drivers that are connected to this Ray, this process among them."""
+    return [str(job["Entrypoint"]) for job in ray._private.state.jobs() if not job["IsDead"]]
+
+
+def autoscaled_nodes() -> list[tuple[dict[str, float], int]]:
+    """The nodes that an autoscaler may start: resources of a kind, and how many; none without one."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return [(dict(each.resources), each.max_count if each.max_count >= 0 else 2**20) for each in groups]
+
+
+# Tune's controller
+
+
+def prepare(tune_controller: Any) -> None:
+    """Mends how Tune starts the processes of trials, and keeps failures for `failure_of`; once a controller.
+
+    Args:
+        tune_controller: what Tune gives to a scheduler.
+    """
+    controller = tune_controller._tune_controller
+    if "_maybe_reuse_cached_actor" in vars(controller):
+        return
+    reuse, process_failure = controller._maybe_reuse_cached_actor, controller._process_trial_failure
+
+    def reuse_unless_started(trial: Trial) -> bool:
+        # Tune kills a process that starts for a trial when another falls free for it. Where a start takes
+        # longer than a trial, a new node would never get one.
+        own = controller._trial_to_actor.get(trial)
+        if own is not None and controller._actor_manager.is_actor_started(own):
+            return False
+        return bool(reuse(trial))
+
+    def process_kept_failure(trial: Trial, exception: Exception) -> None:
+        trial.temporary_state.failure = exception  # Tune's own copy is a pickle on the disk
+        process_failure(trial, exception)
+
+    controller._maybe_reuse_cached_actor = reuse_unless_started
+    controller._process_trial_failure = process_kept_failure
+    # Tune gives its actors an environment of their own: Ray then starts a process instead of taking one
+    # that waits, and a cluster's users may read the keys that are in it.
+    controller._class_cache = SimpleNamespace(get=functools.cache(ray.remote))
+
+
+def end_idle_processes(tune_controller: Any) -> None:
+    """Ends the processes that Tune keeps for trials to come."""
+    tune_controller._tune_controller._cleanup_cached_actors(force_all=True)
+
+
+# How a trial's attempt failed
+
+_NODE_DIED = "its node has died"
+"""In the words of an `ActorDiedError`; Ray has no class for it."""
+_CHAINED_MEMORY = re.compile(r"^torch\.OutOfMemoryError: .*", re.MULTILINE)
+"""In the traceback of a task whose exception has another as its cause: Ray keeps the class of the last."""
+_KEPT_CHARACTERS = 20_000
+
+
+def failure_of(trial: Trial) -> Failure:
+    """The failure that Tune tells a scheduler of now, on a controller that is prepared."""
+    return failure(getattr(trial.temporary_state, "failure", None), _written(trial.error_file))
+
+
+def failure(error: Exception | None, traceback: str = "") -> Failure:
+    """What an exception that Ray raised for a trial's attempt means.
+
+    Args:
+        error: the exception; None where Tune has none.
+        traceback: what is shown of it; "": its own text.
+    """
+    traceback = traceback or str(error or "the trial's process ended without a word")
+    last = next(reversed(str(error or traceback).strip().splitlines()), "")
+    kind = FailureKind.OTHER
+    match error:
+        case ActorUnavailableError():
+            kind = FailureKind.NODE_LOST
+        case RayActorError() if error.preempted or _NODE_DIED in str(error):
+            kind = FailureKind.NODE_LOST
+        case RayTaskError() if memory := _out_of_memory(error):
+            kind, last = FailureKind.OUT_OF_GPU_MEMORY, memory
+    return Failure(kind=kind, message=last, traceback=traceback)
+
+
+def _out_of_memory(error: RayTaskError) -> str | None:
+    """What PyTorch said where a GPU's memory did not suffice."""
+    cause = type(error.cause)
+    if (cause.__module__, cause.__qualname__) == ("torch", "OutOfMemoryError"):  # torch is not imported here
+        return f"torch.OutOfMemoryError: {error.cause}".splitlines()[0]
+    found = _CHAINED_MEMORY.search(str(error))
+    return None if found is None else found[0]
+
+
+def _written(file: str | None) -> str:
+    """The end of the file to which Tune adds each failure of a trial."""
+    if not file or not os.path.exists(file):
+        return ""
+    with open(file, encoding="utf-8", errors="replace") as text:
+        return text.read()[-_KEPT_CHARACTERS:]
+
+
+# Jobs on a cluster
+
+NOISY_LOGGERS = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env",
+)
+"""Loggers that tell a job's submitter what nobody asked for."""
+
+JOB_STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S"
+"""Variable of a job: how long a stopped one has until Ray kills it; 3 s unless set."""
+
+
+def output_of_job(job: str, log: str) -> str:
+    """What the command of a job itself printed, of all that is in the job's log."""
+    _, _, rest = log.partition(f"Running entrypoint for job {job}:")
+    return rest.partition("\n")[2]
+
+
+def asks_for_token(error: Exception) -> bool:
+    """Whether an `AuthenticationError` is of a caller without a token; else the token is a wrong one."""
+    return "Missing" in str(error)
