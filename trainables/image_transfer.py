@@ -14,9 +14,11 @@ from ray import tune
 
 from trainables.files.cache import Cache, default_root
 from trainables.files.claim import Claim
+from trainables.files.sealed import Damaged
+from trainables.files.trial_folder import Epochs, model_metric, read_epochs
 from trainables.image import backbones
 from trainables.image.data import DataConfig, ImageData, load
-from trainables.record import BEST, MODEL_FOLDER, PROGRESS_FILE, TEST_METRICS
+from trainables.record import BEST, EPOCHS, MODEL_FOLDER, PROGRESS_FILE, TEST_METRICS, TOLD
 from trainables.training.footprint import keep_within
 from trainables.training.hparams import HParams
 from trainables.training.loop import Monitor, Settings, Training
@@ -82,13 +84,15 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
 
         The last epoch's `best` has `test_*` too where the trial is to be scored on the test split.
         """
+        told: list[str] = []
         if self._training is None:
             self._reads: set[str] = set()
             self._release()
             self._claim = Claim(Path(self._trial["folder"]), self._trial.get("checkpoints"))
             if self.trial_resources is not None:
                 keep_within(self.trial_resources.required_resources.get("GPU", 0))
-            self._training = _training(self._trial, self._claim.folder, self._reads)
+            self._training, told = _training(self._trial, self._claim.folder, self._reads)
+            self._repeated = frozenset(self._training.epochs)
         assert self._claim is not None, "claimed with the first step"
         training, folder = self._training, self._claim.folder
         metrics = training.run_epoch()
@@ -97,7 +101,7 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         training.save_record(folder)
         if training.phase_began:
             self._check_reads(training)
-        if training.improved:
+        if training.improved and not (training.epoch in self._repeated and _stands(training, folder)):
             training.save_model(folder)
         if time.monotonic() - self._saved > _STATE_SECONDS and not training.finished:
             training.save_state(folder)
@@ -110,6 +114,8 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
             BEST: {**(training.best or {}), **(_test_scores(training, folder) if scored else {})},
             "node": platform.node(),
             "pid": os.getpid(),
+            EPOCHS: [{"epoch": epoch, **known} for epoch, known in sorted(training.epochs.items())],
+            TOLD: told,
         }
 
     def _check_reads(self, training: Training) -> None:
@@ -132,11 +138,17 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         self._claim = None
 
 
-def _training(trial: TrialConfig, folder: Path, reads: set[str]) -> Training:
+def _training(trial: TrialConfig, folder: Path, reads: set[str]) -> tuple[Training, list[str]]:
+    """The training as its folder left it, and what was found damaged there.
+
+    It goes on from its state where that and the model of its best epoch are whole; else it begins again,
+    knowing what it told of its epochs.
+    """
     settings = {**trial["settings"], "monitor": Monitor(**trial["settings"]["monitor"])}
     hparams = HParams.from_dict(trial["hparams"]).watched(reads)
     cache_dir = trial["cache_dir"] or str(default_root())
-    training = Training(
+    new = functools.partial(
+        Training,
         hparams,
         _data(cache_dir, **trial["data"]),
         _backbone(hparams.backbone, hparams.weights, hparams.image_size),
@@ -144,8 +156,45 @@ def _training(trial: TrialConfig, folder: Path, reads: set[str]) -> Training:
         cache=_cache(cache_dir, trial["cache_bytes"]) if trial["cache_bytes"] else None,
         progress=_progress(folder / PROGRESS_FILE),
     )
-    training.load_state(folder)
-    return training
+    told: list[str] = []
+    epochs: Epochs = {}
+    try:
+        epochs = read_epochs(folder, hparams.to_dict())
+    except Damaged as damage:
+        told.append(str(damage))
+    training = new()
+    try:
+        training.load_state(folder)
+        training.adopt(epochs)
+        _check_model(training, folder)
+    except Damaged as damage:
+        told.append(f"{damage}; the trial begins again")
+        known = {**epochs, **training.epochs}
+        training = new()
+        training.adopt(known)
+    return training, told
+
+
+def _check_model(training: Training, folder: Path) -> None:
+    """Sees that the model of the best epoch is there, unless that epoch is yet to be run again.
+
+    Raises:
+        Damaged: where it is not.
+    """
+    best = training.best
+    if best is not None and best["epoch"] <= training.epoch and not _stands(training, folder):
+        raise Damaged(
+            f"{folder / MODEL_FOLDER} is not the model of epoch {best['epoch']:g}, the trial's best"
+        )
+
+
+def _stands(training: Training, folder: Path) -> bool:
+    """Whether the folder holds the model of the best epoch, whole."""
+    try:
+        metric = model_metric(folder)
+    except Damaged:
+        return False
+    return metric is not None and training.best is not None and metric["epoch"] == training.best["epoch"]
 
 
 def _progress(file: Path) -> Callable[[str, int, int], None]:

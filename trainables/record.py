@@ -5,6 +5,8 @@ from __future__ import annotations
 __all__ = [
     "APPLIED_FILE",
     "BEST",
+    "EPOCHS",
+    "EPOCHS_FILE",
     "METRICS",
     "MODEL_FOLDER",
     "OWNER_FILE",
@@ -13,6 +15,7 @@ __all__ = [
     "RECORD_FOLDER",
     "STATE_FILE",
     "TEST_METRICS",
+    "TOLD",
 ]
 
 METRICS = (
@@ -27,6 +30,10 @@ METRICS = (
 """What an epoch reports."""
 BEST = "best"
 """Key of the best epoch's metrics in a result."""
+EPOCHS = "epochs"
+"""Key, in a result, of a list of the metrics of every epoch that was run, each with its number as `epoch`."""
+TOLD = "told"
+"""Key, in a result, of what people should hear, in words: that a file was damaged."""
 
 TEST_METRICS = ("test_loss", "test_accuracy", "test_macro_f1")
 """What a finalist's run reports once, of its best epoch's weights."""
@@ -43,5 +50,7 @@ RECORD_FOLDER = "record"
 """What is shown of a trial beside its metrics."""
 APPLIED_FILE = f"{RECORD_FOLDER}/applied.json"
 """What was really built."""
+EPOCHS_FILE = f"{RECORD_FOLDER}/epochs.json"
+"""The metrics of every epoch that was run."""
 PREVIEW_FILE = f"{RECORD_FOLDER}/policy.png"
 """Training images as the trial's policy draws them."""

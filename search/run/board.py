@@ -105,6 +105,10 @@ class Board:
         told = f"{self._role} {self._label(number)}: its node was lost; it goes on elsewhere"
         self._console.print(told, style="yellow", markup=False)
 
+    def damage_found(self, number: int, what: str) -> None:
+        told = f"{self._role} {self._label(number)}: {what}"
+        self._console.print(told, style="yellow", markup=False, soft_wrap=True)
+
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         row = self._rows[number]
         row["state"] = ending.value

@@ -17,8 +17,9 @@ from search.home import Home
 from search.run.capacity import Capacity
 from search.run.checkpoints import Checkpoints
 from search.run.failures import Failure, FailureKind
+from search.run.settlement import settled
 from search.study.search_study import Assignment, Ending, SearchStudy
-from trainables.record import BEST, METRICS, TEST_METRICS
+from trainables.record import BEST, EPOCHS, METRICS, TEST_METRICS, TOLD
 
 __all__ = ["Conductor", "NoTrial", "Observer", "RunOf"]
 
@@ -45,6 +46,8 @@ class Observer(Protocol):
     def attempt_failed(self, number: int, reason: str) -> None: ...
 
     def trial_moved(self, number: int, moves: int) -> None: ...
+
+    def damage_found(self, number: int, what: str) -> None: ...
 
     def trial_ended(
         self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str
@@ -98,7 +101,7 @@ class Conductor:
         self._failures: dict[int, int] = {}
         self._shares: dict[int, float] = {}
         self._runless: set[int] = set()  # trials whose MLflow run is not written down: none waits for it
-        self._told: dict[int, int] = {}
+        self._told: dict[int, set[int]] = {}
         self._last: dict[int, Mapping[str, float]] = {}
 
     def next(self, tune_id: str) -> dict[str, Any] | NoTrial:
@@ -121,6 +124,7 @@ class Conductor:
         self._numbers[tune_id] = number
         self._handed_out = time.monotonic()
         self._max_epochs[number] = assignment.hparams.max_epochs
+        self._told[number] = set(self.study.told(number))
         for observer in self._observers:
             observer.trial_started(assignment)
         self._runless.add(number)
@@ -143,15 +147,16 @@ class Conductor:
             if f"{BEST}/{name}" in result
         }
         self._last[number] = best
-        if epoch <= self._told.get(number, 0):
-            return True  # a trial that was moved or retried repeats what it had not yet saved
-        self._told[number] = epoch
-        for observer in self._observers:
-            observer.epoch_ended(number, epoch, metrics)
-        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if broken:
-            self._end(tune_id, Ending.DIVERGED, f"{', '.join(broken)} not finite at epoch {epoch}")
-            return False
+        for text in result.get(TOLD, ()):
+            for observer in self._observers:
+                observer.damage_found(number, text)
+        before = {int(each["epoch"]): each for each in result.get(EPOCHS, ())}
+        new = sorted({*before, epoch} - self._told[number])
+        for each in new:
+            if not self._tell(tune_id, each, metrics if each == epoch else before[each]):
+                return False
+        if epoch < max(self._told[number]):
+            return True  # a trial that was moved, retried or resumed repeats what it had not yet saved
         pruned = self.study.report(number, epoch, metrics)
         if epoch >= self._max_epochs[number]:
             self._end(tune_id, Ending.COMPLETED)
@@ -163,6 +168,19 @@ class Conductor:
         if number in self._runless and (run := self._run_of(number)):
             self.study.ran_as(number, run)
             self._runless.discard(number)
+        return True
+
+    def _tell(self, tune_id: str, epoch: int, told: Mapping[str, float]) -> bool:
+        """Tells everybody of an epoch that the study does not have; whether the trial may go on."""
+        number, metrics = self._numbers[tune_id], {name: float(told[name]) for name in METRICS}
+        self._told[number].add(epoch)
+        for observer in self._observers:
+            observer.epoch_ended(number, epoch, metrics)
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            self._end(tune_id, Ending.DIVERGED, f"{', '.join(broken)} not finite at epoch {epoch}")
+            return False
+        self.study.report(number, epoch, metrics)
         return True
 
     def failed(self, tune_id: str, failure: Failure) -> bool:
@@ -222,6 +240,8 @@ class Conductor:
         except CheckpointsError as error:
             log.error("%s %d has not ended, since its model did not come: %s", self.study.role, number, error)
             ending, reason = Ending.INTERRUPTED, str(error)
+        if ending in (Ending.ERRORED, Ending.OUT_OF_MEMORY):  # in an epoch that it may have written down
+            best = settled(self.study, self.home, number, self._observers, best)
         for observer in self._observers:
             observer.trial_ended(number, ending, best, reason)
         run = self._run_of(number, wait=True) if number in self._runless else None

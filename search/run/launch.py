@@ -27,6 +27,7 @@ from search.run.capacity import Capacity
 from search.run.checkpoints import Checkpoints
 from search.run.conductor import Conductor
 from search.run.ray_session import cluster_ray, local_ray
+from search.run.settlement import settled
 from search.run.tuning import Trainable, run_trials
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.finalists import FinalistStudy, candidates, standings, text, verdict
@@ -137,7 +138,7 @@ def _given_up(study: SearchStudy, home: Home, tracker: Tracker) -> int:
     for number in left:
         checkpoints.bring_home(number)
         tracker.trial_started(study.continue_trial(number))
-        best = study.best_epoch(number)
+        best = settled(study, home, number, [tracker], study.best_epoch(number))
         tracker.trial_ended(number, Ending.ABANDONED, best, "abandoned")
         study.end(number, Ending.ABANDONED, best, "abandoned", tracker.run_of(number, wait=True))
         checkpoints.clear(number)

@@ -68,6 +68,7 @@ _ENDING = "ending"
 _STARTED = "started"
 _RUN = "mlflow_run_id"
 _MOVES = "moves"
+_EPOCHS = "epochs"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,6 @@ class SearchStudy:
         self.spec = spec
         self._trials: dict[int, optuna.Trial] = {}
         self._ahead: Assignment | None = None
-        self._known: dict[int, frozenset[int]] = {}  # epochs that a continued trial may repeat
 
     @classmethod
     def study_name(cls, spec: SearchSpec) -> str:
@@ -325,7 +325,7 @@ class SearchStudy:
             reason=told["reason"] if told else "",
             value=best[metric] if best else None,
             best_epoch=int(best["epoch"]) if best else None,
-            epochs=max(trial.intermediate_values, default=int(best["epoch"]) if best else 0),
+            epochs=max(self.told(trial.number), default=int(best["epoch"]) if best else 0),
             best=best,
             params=HParams.from_dict(started["hparams"]).active if started else trial.params,
             mlflow_run_id=trial.user_attrs.get(_RUN) or (told["run"] if told else None),
@@ -351,7 +351,6 @@ class SearchStudy:
     def continue_trial(self, number: int, tune_trial_id: str = "") -> Assignment:
         """Takes an interrupted trial up again, with the hyperparameters that it was begun with."""
         trial = self._trials[number] = self._trial(number)
-        self._known[number] = frozenset(self.reported(number))
         # One that was enqueued is RUNNING as it is drawn, and its driver may have died before it wrote more.
         assignment = self.begun(number) or Assignment(number, self._suggest(trial), 1)
         self._start(assignment, tune_trial_id)
@@ -368,6 +367,11 @@ class SearchStudy:
     def reported(self, number: int) -> dict[int, float]:
         """The values of the first objective that were reported, by epoch."""
         return dict(self._frozen(number).intermediate_values)
+
+    def told(self, number: int) -> frozenset[int]:
+        """The epochs that were reported."""
+        trial = self._frozen(number)
+        return frozenset(trial.intermediate_values) | frozenset(trial.user_attrs.get(_EPOCHS, ()))
 
     def ask(self, tune_trial_id: str = "") -> Assignment:
         """A new trial's number and hyperparameters, written down: nobody else knows of it yet."""
@@ -418,11 +422,12 @@ class SearchStudy:
 
     def report(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Tells Optuna an epoch's value, and returns whether its pruner would stop the trial."""
-        if self.spec.multi_objective:
-            return False
         trial = self._trials[number]
+        if self.spec.multi_objective:  # Optuna takes no reports then
+            trial.set_user_attr(_EPOCHS, sorted(self.told(number) | {epoch}))
+            return False
         (metric,) = self.spec.search.objective
-        if epoch not in self._known.get(number, ()):
+        if epoch not in self.told(number):
             trial.report(metrics[metric], epoch)
         return trial.should_prune()
 

@@ -52,6 +52,7 @@ __all__ = [
 SEARCH_TAG = "transfer_search.search_id"
 STATE_TAG = "state"
 MOVES_TAG = "moves"
+DAMAGE_TAG = "damage"
 _BATCH = 1000
 
 
@@ -102,6 +103,8 @@ class Runs:
                 self._client.log_text(self._runs[event["trial"]], event["reason"], "traceback.txt")
             case "move":
                 self._client.set_tag(self._runs[event["trial"]], MOVES_TAG, event["moves"])
+            case "damage":
+                self._client.set_tag(self._runs[event["trial"]], DAMAGE_TAG, event["what"][-500:])
             case "end":
                 self._end(event)
             case "summary":

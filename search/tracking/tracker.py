@@ -253,6 +253,9 @@ class Tracker:
     def trial_moved(self, number: int, moves: int) -> None:
         self._put({"event": "move", "trial": number, "moves": moves})
 
+    def damage_found(self, number: int, what: str) -> None:
+        self._put({"event": "damage", "trial": number, "what": what})
+
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         self._put(
             {

@@ -14,10 +14,12 @@ import torch
 from tests.buckets import Bucket
 from trainables import image_transfer
 from trainables.files.remote import Remote
+from trainables.files.trial_folder import model_metric
 from trainables.image.data import DataConfig
 from trainables.image_transfer import ImageTransfer, TrialConfig
-from trainables.record import BEST, METRICS, MODEL_FOLDER, STATE_FILE, TEST_METRICS
+from trainables.record import BEST, EPOCHS, EPOCHS_FILE, METRICS, MODEL_FOLDER, STATE_FILE, TEST_METRICS, TOLD
 from trainables.training.hparams import HParams
+from trainables.training.loop import Training
 from trainables.training.model import load_delta
 
 Make = Callable[[TrialConfig], ImageTransfer]
@@ -105,6 +107,72 @@ def test_a_retried_trial_goes_on_from_its_state(
     assert (Path(broken["folder"]) / STATE_FILE).is_file()
     assert steps(make(broken), 1) == expected[2:]
     assert delta(broken) == delta(whole)
+
+
+class Dead(Exception):
+    """What a test ends a process with."""
+
+
+def test_what_was_run_and_not_saved_is_run_again_and_told_once(
+    make: Make, trial: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = trial(0), Path(trial(0)["folder"])
+    first = make(config)
+    monkeypatch.setattr(image_transfer, "_STATE_SECONDS", 0.0)
+    results = [first.train()]
+    monkeypatch.setattr(image_transfer, "_STATE_SECONDS", 1e9)
+    results.append(first.train())
+    files = {path: path.read_bytes() for path in (folder / MODEL_FOLDER).iterdir()}
+    result = make(config).train()
+    assert result["epoch"] == 2  # the state is of epoch 1
+    assert result[TOLD] == []
+    assert result[EPOCHS] == [{name: each[name] for name in ("epoch", *METRICS)} for each in results]
+    # Even what the clock says: it is the same epoch.
+    assert {name: result[name] for name in METRICS} == {name: results[1][name] for name in METRICS}
+    assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.parametrize("moment", ["save_record", "save_model", "save_state"])
+def test_a_trial_that_dies_at_any_write_goes_on_with_a_model_that_its_record_names(
+    make: Make, trial: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr(image_transfer, "_STATE_SECONDS", 0.0)
+    config, folder = trial(0), Path(trial(0)["folder"])
+    expected = steps(make(trial(1)))
+    steps(make(config), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, moment, lambda *_: (_ for _ in ()).throw(Dead()))
+        with pytest.raises(Dead):
+            make(config).train()
+    second = make(config).train()
+    assert steady(second) == expected[1]
+    assert [each["epoch"] for each in second[EPOCHS]] == [1, 2]
+    metric = model_metric(folder)
+    assert metric is not None
+    assert metric == second[BEST]
+
+
+@pytest.mark.parametrize("file", [STATE_FILE, f"{MODEL_FOLDER}/delta.safetensors", EPOCHS_FILE])
+def test_damaged_files_are_told_and_the_trial_begins_again_from_what_is_known(
+    make: Make, trial: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    monkeypatch.setattr(image_transfer, "_STATE_SECONDS", 0.0)
+    config = trial(0)
+    expected = steps(make(trial(1)))
+    steps(make(config), 2)
+    path = Path(config["folder"]) / file
+    path.write_bytes(path.read_bytes()[:-200])
+    again = make(config)
+    result = again.train()
+    assert file in " ".join(result[TOLD]) or MODEL_FOLDER in " ".join(result[TOLD])
+    assert len(result[TOLD]) == 1
+    # The state knows what the record lost; and the record what the state did.
+    known = [each["epoch"] for each in result[EPOCHS]]
+    assert known == ([1, 2] if file != EPOCHS_FILE else [1, 2, 3])
+    while result["epoch"] < 3:
+        result = again.train()
+    assert steady(result) == expected[2]
+    assert delta(config) == delta(trial(1))
 
 
 def test_a_trial_moves_to_another_node_by_its_address(

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from trainables.files.remote import Remote
 from trainables.files.rows import replacing
-from trainables.record import OWNER_FILE, PROGRESS_FILE
+from trainables.record import OWNER_FILE, PROGRESS_FILE, RECORD_FOLDER
 
 __all__ = ["Claim"]
 
@@ -57,11 +57,14 @@ class Claim:
             raise RuntimeError("another process goes on with this trial")
 
     def share(self) -> None:
-        """Sends what has changed in the folder to where the trial keeps its files, the state last."""
+        """Sends what has changed in the folder to where the trial keeps its files.
+
+        In the order in which they were written: the record, the model, the state.
+        """
         if self._remote is None:
             return
         files = self._files()
-        for name in sorted(files, key=lambda name: ("/" not in name, name)):
+        for name in sorted(files, key=_order):
             if files[name] != self._sent.get(name):
                 self._remote.send(self.folder / name, name)
         self._sent = files
@@ -83,3 +86,7 @@ class Claim:
                     status.st_mtime_ns,
                 )
         return found
+
+
+def _order(name: str) -> tuple[bool, bool, str]:
+    return "/" not in name, not name.startswith(f"{RECORD_FOLDER}/"), name

@@ -11,7 +11,7 @@ import functools
 import io
 import json
 import math
-import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,11 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.files import sealed
 from trainables.files.cache import Cache
+from trainables.files.sealed import Damaged
+from trainables.files.trial_folder import Epochs, write_epochs
 from trainables.image import augment
 from trainables.image.backbones import Backbone, Preprocessing
 from trainables.image.data import ImageData
-from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, RECORD_FOLDER, STATE_FILE
+from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
 from trainables.seeds import derived_seed, generator, sample_seeds
 from trainables.training import optim
 from trainables.training.features import FrozenFeatures
@@ -122,6 +125,7 @@ class Training:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
         self.epoch = 0
         self.best: dict[str, float] | None = None
+        self.epochs: Epochs = {}
         self.improved = False
         self.phases = phases(hparams)
         self._size = backbone.preprocessing.image_size
@@ -176,8 +180,6 @@ class Training:
         }
         self._schedule.epoch_end(monitored[self.settings.monitor.metric])
         self.epoch += 1
-        value, metric = monitored[self.settings.monitor.metric], self.settings.monitor.metric
-        self.improved = self.settings.monitor.better(value, self.best[metric] if self.best else None)
         seconds = time.perf_counter() - began
         metrics = {
             **monitored,
@@ -185,9 +187,28 @@ class Training:
             "epoch_seconds": seconds,
             "images_per_second": images / seconds,
         }
-        if self.improved:
-            self.best = {"epoch": self.epoch, **metrics}
+        if self.epoch in self.epochs:  # run before, and not saved: what was told of it stands
+            self.improved = self.best is not None and self.best["epoch"] == self.epoch
+            return self.epochs[self.epoch]
+        self.epochs[self.epoch] = metrics
+        self.improved = self._is_best(self.epoch)
         return metrics
+
+    def _is_best(self, epoch: int) -> bool:
+        """Whether an epoch beats the best one, whose place it then takes."""
+        metric = self.settings.monitor.metric
+        metrics = self.epochs[epoch]
+        better = self.settings.monitor.better(metrics[metric], self.best[metric] if self.best else None)
+        if better:
+            self.best = {"epoch": epoch, **metrics}
+        return better
+
+    def adopt(self, epochs: Epochs) -> None:
+        """Takes over what is known of epochs that the state does not hold: they are run again, told once."""
+        for epoch in sorted(epochs.keys() - self.epochs.keys()):
+            self.epochs[epoch] = dict(epochs[epoch])
+            if epoch > self.epoch:
+                self._is_best(epoch)
 
     def evaluate(self, split: str) -> Scores:
         """Scores of the model as it is on the centre crops of a split, trunk and head together."""
@@ -352,24 +373,38 @@ class Training:
         state = {
             "epoch": self.epoch,
             "best": self.best,
+            "epochs": self.epochs,
+            "hparams": self.hparams.to_dict(),
             "model": self._own_state(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "ema": None if self._ema is None else self._ema.state_dict(),
             "scaler": self._scaler.state_dict(),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{STATE_FILE}.{os.getpid()}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, folder / STATE_FILE)
+        sealed.seal(folder / STATE_FILE, functools.partial(torch.save, state))
 
     def load_state(self, folder: Path) -> bool:
-        """Goes on from the state in `folder`; False, and nothing changed, where there is none."""
+        """Goes on from the state in `folder`; False, and nothing changed, where there is none.
+
+        Raises:
+            Damaged: where it is not what was written, or another trial's; the training is of no more use.
+        """
         path = folder / STATE_FILE
         if not path.is_file():
             return False
-        # To the CPU: what loads a part of it puts it where it belongs.
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = sealed.unsealed(path)
+        try:
+            # To the CPU: what loads a part of it puts it where it belongs.
+            self._go_on(torch.load(content, map_location="cpu", weights_only=True))
+        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            raise Damaged(f"{path} is no state of this trial: {error}") from error
+        return True
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        # A state of before has neither.
+        if "hparams" in state and HParams.from_dict(state["hparams"]).to_dict() != self.hparams.to_dict():
+            raise ValueError("it is of other hyperparameters")
+        self.epochs = dict(state.get("epochs", {}))
         self.epoch, self.best = state["epoch"], state["best"]
         # The phase of the epoch that was run last: its optimizer goes on, or the next one begins.
         self._enter(next(p for p in self.phases if self.epoch <= p.first + p.epochs))
@@ -379,7 +414,6 @@ class Training:
         if self._ema is not None:
             self._ema.load_state_dict(state["ema"])
         self._scaler.load_state_dict(state["scaler"])
-        return True
 
     def _own_state(self) -> dict[str, Tensor]:
         """The model's tensors that can differ from the pretrained ones."""
@@ -435,12 +469,11 @@ class Training:
         }
 
     def save_record(self, folder: Path) -> None:
-        """Writes what was built so far, and a picture of what the policy draws, into `folder`."""
-        (folder / RECORD_FOLDER).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.applied(), indent=2) + "\n"
-        (folder / APPLIED_FILE).write_text(text, encoding="utf-8")
+        """Writes the epochs, what was built so far, and a picture of what the policy draws, into `folder`."""
+        write_epochs(folder, self.epochs, self.hparams.to_dict())
+        sealed.write(folder / APPLIED_FILE, (json.dumps(self.applied(), indent=2) + "\n").encode())
         if self.phase_began and not self.policy.is_identity:
-            (folder / PREVIEW_FILE).write_bytes(_preview(self.data, self.policy, self.backbone.preprocessing))
+            sealed.write(folder / PREVIEW_FILE, _preview(self.data, self.policy, self.backbone.preprocessing))
 
 
 def fit(

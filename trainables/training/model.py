@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -24,6 +22,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainables.files import sealed
+from trainables.files.trial_folder import CARD_FILE, DELTA_FILE
 from trainables.image import backbones
 from trainables.image.backbones import Backbone, BackboneError, Preprocessing
 from trainables.seeds import generator
@@ -43,8 +43,6 @@ __all__ = [
     "whole_model",
 ]
 
-DELTA_FILE = "delta.safetensors"
-CARD_FILE = "model.json"
 CARD_FORMAT = 1
 CARD_BYTES = 16 * 2**20
 HIDDEN = 512
@@ -373,9 +371,8 @@ def save_delta(directory: Path, model: TransferModel, backbone: Backbone, card: 
         "delta_sha256": hashlib.sha256(delta).hexdigest(),
         **card.to_dict(),
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / DELTA_FILE, delta)
-    _write(directory / CARD_FILE, (json.dumps(described, indent=2) + "\n").encode())
+    sealed.write(directory / DELTA_FILE, delta)
+    sealed.write(directory / CARD_FILE, (json.dumps(described, indent=2) + "\n").encode())
 
 
 def load_delta(directory: Path) -> LoadedModel:
@@ -486,19 +483,3 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
         return False
     left, right = (each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other))
     return torch.equal(left, right)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # Temporary files are private; a model is as readable as any file that is made here.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

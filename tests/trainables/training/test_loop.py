@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainables.files.cache import Cache
+from trainables.files.sealed import Damaged
 from trainables.image import augment, backbones
 from trainables.image.backbones import Backbone
 from trainables.image.data import ImageData
@@ -177,7 +178,8 @@ def kept_state(training: Training | None, folder: Path) -> dict[str, Any]:
     if training is not None:
         training.save_state(folder)
     state = plain(torch.load(folder / STATE_FILE))
-    return {**state, "best": state["best"] and steady(state["best"])}
+    epochs = {epoch: steady(metrics) for epoch, metrics in state["epochs"].items()}
+    return {**state, "best": state["best"] and steady(state["best"]), "epochs": epochs}
 
 
 def test_where_there_is_no_state_nothing_changes(begin: Begin, tmp_path: Path) -> None:
@@ -185,6 +187,44 @@ def test_where_there_is_no_state_nothing_changes(begin: Begin, tmp_path: Path) -
     before = weights(training)
     assert not training.load_state(tmp_path)
     assert (training.epoch, training.best, weights(training)) == (0, None, before)
+
+
+def test_a_state_carries_all_its_epochs_and_tells_when_it_is_damaged(begin: Begin, tmp_path: Path) -> None:
+    training = begin(max_epochs=2)
+    told = {1: training.run_epoch(), 2: training.run_epoch()}
+    training.save_state(tmp_path)
+    again = begin(max_epochs=2)
+    assert again.load_state(tmp_path)
+    assert again.epochs == told
+    path = tmp_path / STATE_FILE
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damages = {
+        "half of it": whole[:middle],
+        "zeros": bytes(len(whole)),
+        "one bit": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "nothing": b"",
+    }
+    for content in damages.values():
+        path.write_bytes(content)
+        with pytest.raises(Damaged, match=STATE_FILE):
+            begin(max_epochs=2).load_state(tmp_path)
+    path.write_bytes(whole)
+    with pytest.raises(Damaged, match="other hyperparameters"):
+        begin(max_epochs=2, seed=7).load_state(tmp_path)
+
+
+def test_a_state_of_a_version_before_goes_on(begin: Begin, tmp_path: Path) -> None:
+    training = begin(max_epochs=2)
+    training.run_epoch()
+    training.save_state(tmp_path)
+    state = torch.load(tmp_path / STATE_FILE)
+    del state["epochs"], state["hparams"]
+    torch.save(state, tmp_path / STATE_FILE)
+    again = begin(max_epochs=2)
+    assert again.load_state(tmp_path)
+    assert (again.epoch, again.best) == (1, training.best)
+    assert steady(again.run_epoch()) == steady(training.run_epoch())
 
 
 def test_a_state_that_is_replaced_leaves_one_file(begin: Begin, tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""What a trial leaves in its folder, read and written alike by the trial and by the service.
+
+The folder holds the metrics of every epoch that was run (`record/epochs.json`), the model of the best of
+them, and while the trial runs its state. They are written in this order, so a state never knows of an epoch
+that the record lacks, and a model's card names an epoch of the record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from trainables.files.sealed import Damaged, write
+from trainables.record import EPOCHS_FILE, MODEL_FOLDER
+
+__all__ = ["CARD_FILE", "DELTA_FILE", "Epochs", "model_metric", "read_epochs", "write_epochs"]
+
+DELTA_FILE = "delta.safetensors"
+CARD_FILE = "model.json"
+
+Epochs: TypeAlias = dict[int, dict[str, float]]
+"""The metrics of each epoch that was run, by its number from 1."""
+
+
+def write_epochs(folder: Path, epochs: Epochs, hparams: Mapping[str, Any]) -> None:
+    """Writes down the epochs of a trial of these hyperparameters."""
+    known = {"hparams": dict(hparams), "epochs": {str(epoch): epochs[epoch] for epoch in sorted(epochs)}}
+    text = json.dumps({**known, "sha256": _digest(known)}, indent=1) + "\n"
+    write(folder / EPOCHS_FILE, text.encode())
+
+
+def read_epochs(folder: Path, hparams: Mapping[str, Any] | None = None) -> Epochs:
+    """The epochs of the trial in `folder`; none where it wrote none.
+
+    Raises:
+        Damaged: where the file is not what was written, or is of a trial with other `hparams`.
+    """
+    path = folder / EPOCHS_FILE
+    try:
+        known = json.loads(path.read_bytes())
+        sound = known.pop("sha256") == _digest(known)
+        epochs = {int(epoch): dict(metrics) for epoch, metrics in known["epochs"].items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Damaged(f"{path} is not what was written: {error}") from error
+    if not sound:
+        raise Damaged(f"{path} is not what was written: its digest is another")
+    told, own = known["hparams"], json.loads(json.dumps(hparams or {}))  # a tuple has become a list
+    if any(own[name] != told[name] for name in own.keys() & told.keys()):
+        raise Damaged(f"{path} is of a trial with other hyperparameters")
+    return epochs
+
+
+def model_metric(folder: Path) -> dict[str, float] | None:
+    """The epoch and the metrics that the card of the trial's model names; None where it has no model.
+
+    Raises:
+        Damaged: where the card cannot be read, or the delta is not the one that it was written with.
+    """
+    model = folder / MODEL_FOLDER
+    if not model.is_dir():
+        return None
+    try:
+        card = json.loads((model / CARD_FILE).read_bytes())
+        metric = {str(name): float(value) for name, value in card["metric"].items()}
+        with (model / DELTA_FILE).open("rb") as delta:
+            sound = hashlib.file_digest(delta, "sha256").hexdigest() == card["delta_sha256"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Damaged(f"{model} is no whole model: {error}") from error
+    if not sound:
+        raise Damaged(f"{model / DELTA_FILE} is not the one that {CARD_FILE} was written with")
+    return metric
+
+
+def _digest(known: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
