@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class Home:
         """
         home = cls.of(name, searches)
         if not home.spec.is_file():
+            home.check_free()
             known = sorted(other.name for other in cls.all(searches))
             raise UnknownSearch(
                 f"there is no search {name!r} in {home.root.parent}; "
@@ -91,8 +93,10 @@ class Home:
 
     @classmethod
     def all(cls, searches: Path | None = None) -> list[Home]:
-        """Every search's home, by name."""
-        return [cls(spec.parent) for spec in sorted(searches_root(searches).glob("*/spec.yaml"))]
+        """Every search's home, by name; also of one that has trials but whose spec is gone."""
+        found = {spec.parent for spec in searches_root(searches).glob("*/spec.yaml")}
+        found |= {trial.parent.parent for trial in searches_root(searches).glob("*/checkpoints/00000")}
+        return [cls(root) for root in sorted(found)]
 
     @property
     def name(self) -> str:
@@ -156,6 +160,76 @@ class Home:
                 "you may write with --home DIR or TRANSFER_SEARCH_HOME"
             ) from error
 
+    def check_free(self) -> None:
+        """Checks that no search has this home.
+
+        Raises:
+            SearchBusy: if a driver runs one here; says who and where.
+            BadInput: if one was launched before, or left its trials here.
+        """
+        if self.driver():
+            raise SearchBusy(self._busy(self._record() or {}))
+        self._check_vacant()
+
+    def _check_vacant(self) -> None:
+        if self.spec.exists():
+            raise BadInput(
+                f"the search {self.name!r} was launched before, in {self.root}; go on with "
+                f"`transfer-search resume {self.name}`, or give this one another name with --name"
+            )
+        if self._holds_trials():
+            raise BadInput(
+                f"{self.root} holds the trials of a search, but its spec.yaml is gone; put it back (the "
+                "search's run in MLflow has it among its artifacts), or remove the folder"
+            )
+
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Makes the home for a launch by this process alone; nothing of it stays unless that calls `keep`.
+
+        Raises:
+            SearchBusy: if another driver is alive; says who and where.
+            BadInput: if the home cannot be written, or is a search's.
+        """
+        self.check_free()
+        self.make()
+        try:
+            with self.lock():
+                self._check_vacant()
+                self._discard()  # what a launch that was killed has left
+                self.make()
+                try:
+                    yield
+                finally:
+                    if not self.spec.exists():
+                        self._discard()
+        finally:
+            if not self.spec.exists() and not self._holds_trials():
+                self._vanish()
+
+    def _vanish(self) -> None:
+        """Removes the folder, unless a driver works there or somebody else has put something into it."""
+        if self.driver() is None:
+            (self.root / "driver.lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                self.root.rmdir()
+
+    def keep(self, spec: str) -> None:
+        """Writes down the spec, which makes this the home of a search: the last thing that a launch does."""
+        temporary = self.spec.with_suffix(".tmp")
+        temporary.write_text(spec, encoding="utf-8")
+        os.replace(temporary, self.spec)
+
+    def _holds_trials(self) -> bool:
+        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+
+    def _discard(self) -> None:
+        """Removes what a launch makes before it keeps its spec."""
+        for folder in (self.checkpoints, self.outbox, self.ray):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (*self.root.glob("study.db*"), self.log, self.spec.with_suffix(".tmp")):
+            file.unlink(missing_ok=True)
+
     def driver(self) -> dict[str, Any] | None:
         """Who drives the search now: `pid`, `host`, `since`, `beat`; None if nobody does."""
         record = self._record()
@@ -173,6 +247,10 @@ class Home:
         lock = FileLock(self.root / "driver.lock")
         try:
             lock.acquire(timeout=1)  # a moment, since whoever asks who drives holds it too
+            while not (self.root / "driver.lock").exists():  # whoever held it took the home away
+                lock.release()
+                self.make()
+                lock.acquire(timeout=1)
         except Timeout as error:
             raise SearchBusy(self._busy(self._record() or {})) from error
         try:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ import typer
 from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption, NameArgument
 from search.cli.printing import console, errors, farewell, print_json
-from search.errors import BadInput
+from search.errors import BadInput, TransferSearchError
 
 if TYPE_CHECKING:
     from search.home import Home
@@ -57,7 +58,13 @@ def launch(
 
 
 def _dry_run(checked: Any, place: Home) -> None:
-    for line in _planned(checked, place).lines():
+    from search.console import progress_bar
+    from search.run.preflight import preflight
+
+    place.check_free()
+    with progress_bar(errors) as progress:
+        planned = preflight(checked, place, progress)
+    for line in planned.lines():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -71,6 +78,7 @@ def _planned(checked: Any, place: Home) -> Plan:
 
 def _detach(spec: Path, name: str, override: list[str], place: Home) -> None:
     """Starts the same launch in a process of its own, and waits until it drives the search."""
+    place.check_free()
     place.make()
     command = [sys.executable, "-m", "search", "launch", str(spec), "--name", name]
     command += [f"--set={each}" for each in override] + ["--home", str(place.root.parent)]
@@ -80,14 +88,24 @@ def _detach(spec: Path, name: str, override: list[str], place: Home) -> None:
         )
     while not place.spec.exists():
         if process.poll() is not None:
-            text = (place.root / "output.log").read_text(encoding="utf-8", errors="replace")
-            raise BadInput(text.strip().splitlines()[-1] if text.strip() else "the launch ended at once")
+            raise _ended_at_once(place, process.returncode)
         time.sleep(0.2)
     console.print(
         f"search {name} runs in process {process.pid}; watch it with `transfer-search status {name} --watch`",
         markup=False,
         highlight=False,
     )
+
+
+def _ended_at_once(place: Home, code: int) -> TransferSearchError:
+    """What a launch in the background said before it came to nothing; nothing of it stays."""
+    output = place.root / "output.log"
+    said = output.read_text(encoding="utf-8", errors="replace").strip().removeprefix("error: ")
+    output.unlink()
+    with suppress(OSError):  # it is another launch's
+        place.root.rmdir()
+    error = BadInput if code == BadInput.exit_code else TransferSearchError
+    return error(said or f"the launch ended at once, with exit code {code}")
 
 
 @commands.command()

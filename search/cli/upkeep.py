@@ -6,13 +6,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption
 from search.cli.printing import console, print_json
+from search.errors import SpecError
+
+if TYPE_CHECKING:
+    from search.home import Home
 
 __all__ = ["commands"]
 
@@ -43,8 +47,13 @@ def _newest(name: str | None, home: Path | None) -> str:
     places = [Home.existing(name, home)] if name else Home.all(home)
     if not places:
         return Tracking().uri
-    newest = max(places, key=lambda place: place.spec.stat().st_mtime)
-    return read_spec(newest.spec).tracking_uri
+    broken: Exception | None = None
+    for place in sorted(places, key=lambda place: place.root.stat().st_mtime, reverse=True):
+        try:
+            return read_spec(place.spec).tracking_uri
+        except SpecError as error:
+            broken = broken or error
+    raise broken or AssertionError("there are places")
 
 
 @commands.command(cls=Verbatim)
@@ -58,7 +67,7 @@ def doctor(
 ) -> None:
     """Check that Optuna, MLflow and the home agree; with --address and no NAME, the cluster too."""
     from search.home import Home
-    from search.results.doctor import all_well, examine, show
+    from search.results.doctor import all_well, show
 
     checks = []
     if caller and not name:
@@ -68,7 +77,7 @@ def doctor(
     places = [Home.existing(name, home)] if name else Home.all(home)
     found = {
         "cluster": checks,
-        "searches": {place.name: examine(place, repair=repair) for place in places},
+        "searches": {place.name: _examined(place, repair) for place in places},
     }
     if caller:
         sys.stdout.write(json.dumps(found) + "\n")  # the last line, for whoever asked from outside
@@ -76,6 +85,16 @@ def doctor(
     show(found, console, as_json=as_json)
     if not all_well(found) and not repair:
         raise typer.Exit(1)
+
+
+def _examined(place: Home, repair: bool) -> list[str]:
+    from search.results.doctor import examine
+    from search.results.rows import told
+
+    try:
+        return examine(place, repair=repair)
+    except Exception as error:  # of whatever a damaged file makes its reader stumble on
+        return [f"cannot be examined: {told(error)}"]
 
 
 @commands.command("cache")

@@ -6,7 +6,8 @@ import csv
 import json
 import sys
 import time
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -23,21 +24,34 @@ commands = typer.Typer()
 @commands.command("list", cls=Verbatim)
 @here_or_there
 def list_searches(as_json: JsonOption = False, home: HomeOption = None) -> None:
-    """List the searches and how far they are."""
+    """List the searches and how far they are; exits with 1 where one cannot be opened."""
     from search.home import Home
-    from search.results.rows import summary
+    from search.results.rows import summaries
 
-    rows = [summary(place) for place in Home.all(home)]
+    rows = summaries(Home.all(home))
     if as_json:
         print_json(rows)
-        return
+    else:
+        _show_searches(rows)
+    if any("wrong" in row for row in rows):
+        raise typer.Exit(1)
+
+
+def _show_searches(rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table("search", "state", "trials", "best", "trial", box=None)
-    for row in rows:
+    for row in (each for each in rows if "wrong" not in each):
         best = "" if row["value"] is None else f"{row['value']:.4f}"
         trials = f"{row['counted']}/{row['budget']}"
         trial = "" if row["best_trial"] is None else str(row["best_trial"])
         table.add_row(row["search"], row["state"].lower(), trials, best, trial)
-    console.print(table if rows else "no searches yet; begin with `transfer-search launch SPEC`")
+    if table.rows:
+        console.print(table)
+    elif not rows:
+        console.print("no searches yet; begin with `transfer-search launch SPEC`")
+    for row in rows:
+        if "wrong" in row:
+            told = f"{row['search']}: {row['wrong']}"
+            console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 @commands.command(cls=Verbatim)

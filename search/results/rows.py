@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from search.errors import BadInput
+from search.errors import BadInput, TransferSearchError
 from search.home import Home
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.finalists import FinalistStudy, candidates, standings
@@ -13,11 +14,17 @@ from search.study.search_study import Ending, SearchStudy, TrialRecord
 from search.tracking.runs import Links
 from trainables.record import MODEL_FOLDER
 
-__all__ = ["best_rows", "chosen", "model_folder", "summary", "trial_rows"]
+__all__ = ["best_rows", "chosen", "model_folder", "summaries", "summary", "told", "trial_rows"]
 
 
 def opened(home: Home) -> tuple[SearchSpec, SearchStudy]:
-    """The spec and the study of a search that was launched."""
+    """The spec and the study of a search that was launched.
+
+    Raises:
+        BadInput: if one of them is not there, or damaged.
+    """
+    if not home.spec.exists():
+        home.check_free()
     spec = read_spec(home.spec)
     return spec, SearchStudy.open(spec, home)
 
@@ -41,6 +48,24 @@ def summary(home: Home) -> dict[str, Any]:
         "value": leader[1] if leader else None,
         "finalists": finalists,
     }
+
+
+def summaries(homes: Iterable[Home]) -> list[dict[str, Any]]:
+    """Every search in a row; one that cannot be opened says why under `wrong`, and ends no other."""
+    rows = []
+    for home in homes:
+        try:
+            rows.append(summary(home))
+        except Exception as error:  # of whatever a damaged file makes its reader stumble on
+            rows.append({"search": home.name, "state": "BROKEN", "wrong": told(error)})
+    return rows
+
+
+def told(error: Exception) -> str:
+    """An error of a search, in the words that are for people."""
+    if isinstance(error, TransferSearchError):
+        return str(error)
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _finalists(search: SearchStudy, home: Home) -> dict[str, int] | None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import ray
 
 from search.errors import BadInput
-from search.run.ray_compat import autoscaled_nodes, driver_commands
+from search.run.ray_compat import autoscaled_nodes, driver_commands, machine_resources
 from search.spec.search_spec import SearchSpec
 
 __all__ = ["Capacity"]
@@ -28,16 +28,23 @@ class Capacity:
     _SECONDS = 2.0
 
     def __init__(self, spec: SearchSpec) -> None:
-        self._needs = {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}
+        self._needs = _needs(spec)
         self._most = spec.resources.concurrency or 2**31
         self._look()
         if not self._all:
-            there = _described([*_alive(), *autoscaled_nodes()])
-            raise BadInput(
-                f"a trial asks for cpu {spec.resources.cpu:g} and gpu {spec.resources.gpu:g} (resources), "
-                f"but no node could ever give that: there can be {there}; "
-                "ask for less, e.g. --set resources.gpu=0"
-            )
+            raise BadInput(_too_small(spec, [*_alive(), *autoscaled_nodes()]))
+
+    @classmethod
+    def check(cls, spec: SearchSpec) -> None:
+        """As making one, also before Ray has started on this machine.
+
+        Raises:
+            BadInput: if no trial could ever run.
+        """
+        if ray.is_initialized():
+            cls(spec)
+        elif not _holds(here := machine_resources(), _needs(spec)):
+            raise BadInput(_too_small(spec, [(here, 1)]))
 
     @property
     def at_once(self) -> int:
@@ -61,10 +68,7 @@ class Capacity:
         self._free = self._on([(ray.available_resources(), 1)])
 
     def _on(self, nodes: Nodes) -> int:
-        return sum(
-            count * min(int(have.get(kind, 0) / need + 1e-9) for kind, need in self._needs.items() if need)
-            for have, count in nodes
-        )
+        return sum(count * _holds(have, self._needs) for have, count in nodes)
 
 
 def _searches() -> int:
@@ -78,6 +82,29 @@ Nodes: TypeAlias = Sequence[tuple[Mapping[str, float], int]]
 
 def _alive() -> Nodes:
     return [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+
+
+def _needs(spec: SearchSpec) -> dict[str, float]:
+    return {"CPU": spec.resources.cpu, "GPU": spec.resources.gpu}
+
+
+def _holds(have: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """How many trials with these needs run at a time on a node."""
+    return min(int(have.get(kind, 0) / need + 1e-9) for kind, need in needs.items() if need)
+
+
+def _too_small(spec: SearchSpec, nodes: Nodes) -> str:
+    most = {kind: max((have.get(kind, 0) for have, _ in nodes), default=0) for kind in ("CPU", "GPU")}
+    less = [
+        f"--set resources.{kind.lower()}={most[kind]:g}"
+        for kind, need in _needs(spec).items()
+        if need > most[kind]
+    ]
+    return (
+        f"a trial asks for cpu {spec.resources.cpu:g} and gpu {spec.resources.gpu:g} (resources), "
+        f"but no node could ever give that: there can be {_described(nodes)}; "
+        f"ask for less, e.g. {' '.join(less) or '--set resources.gpu=0'}"
+    )
 
 
 def _described(nodes: Nodes) -> str:

@@ -6,11 +6,10 @@ What imports torch is imported where it is needed: Ray and its workers start mea
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from functools import partial
@@ -20,12 +19,12 @@ from typing import Any
 from rich.console import Console
 
 from search.console import progress_bar
-from search.errors import BadInput
 from search.home import LAUNCHED, Home, is_inside
 from search.run.board import Board
 from search.run.capacity import Capacity
 from search.run.checkpoints import Checkpoints
 from search.run.conductor import Conductor
+from search.run.preflight import planned, refusals
 from search.run.ray_session import cluster_ray, local_ray
 from search.run.settlement import settled
 from search.run.tuning import Trainable, run_trials
@@ -54,32 +53,33 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
         BadInput: if the search exists, or another driver runs it; nothing is changed then.
         SpecError: if the spec cannot run on this machine.
     """
-    if home.spec.exists():
-        driver = home.driver()
-        if driver:
-            with home.lock():  # says who
-                pass
-        raise BadInput(
-            f"the search {spec.name!r} was launched before, in {home.root}; go on with "
-            f"`transfer-search resume {spec.name}`, or give this one another name with --name"
-        )
-    if is_inside():
-        cluster_ray()
-        Capacity(spec)  # what no node could ever give is said before anything is written
-    home.make()
-    with home.lock(), ready_sender(home) as sender, _ray(preloaded=True):
+    home.check_free()
+    if problems := refusals(spec, home):
+        planned(spec, home, None, problems)  # tells what is wrong with the data too
+    with home.beginning(), ready_sender(home) as sender, _ray(preloaded=True):
         with progress_bar(console) as progress:
-            from search.run.planning import plan
+            found = planned(spec, home, progress)
+        with _created(spec, home) as study:
 
-            planned = plan(spec, home, progress)
-        temporary = home.spec.with_suffix(".tmp")
-        temporary.write_text(spec.to_yaml(), encoding="utf-8")
-        os.replace(temporary, home.spec)
-        if is_inside():
-            console.print(LAUNCHED)
-        for line in planned.data.report.lines():
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        return run_study(spec, home, console, SearchStudy.create(spec, home), sender=sender)
+            def keep() -> None:
+                home.keep(spec.to_yaml())
+                if is_inside():
+                    console.print(LAUNCHED)
+                for line in found.data.report.lines():
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+            return run_study(spec, home, console, study, sender=sender, begin=keep)
+
+
+@contextmanager
+def _created(spec: SearchSpec, home: Home) -> Iterator[SearchStudy]:
+    """A new study, which stays only if the search is launched before the block ends."""
+    study = SearchStudy.create(spec, home)
+    try:
+        yield study
+    finally:
+        if not home.spec.exists():
+            study.discard()
 
 
 def resume(
@@ -90,7 +90,7 @@ def resume(
     seconds: float | None = None,
     retry_failed: bool = False,
 ) -> Outcome:
-    """Goes on with a search, from its spec and its study alone.
+    """Goes on with a search, from its spec and its study alone; changes nothing unless it can.
 
     Args:
         home: of a search that was launched.
@@ -100,20 +100,23 @@ def resume(
         retry_failed: whether failed trials are run again, as new trials beyond the budget.
     """
     spec = read_spec(home.spec)
+    if problems := refusals(spec, home, is_new=False):
+        planned(spec, home, None, problems)
     with home.lock(), ready_sender(home) as sender, _ray(preloaded=True):
         study = SearchStudy.create(spec, home)
-        if trials is not None:
-            study.budget = trials
-        if retry_failed:
-            study.retry_failed()
-            finalists = FinalistStudy.within(study, home)
-            if finalists is not None:
-                finalists.retry_failed()
         with progress_bar(console) as progress:
-            from search.run.planning import plan
+            planned(spec, home, progress)
 
-            plan(spec, home, progress)
-        return run_study(spec, home, console, study, seconds=seconds, sender=sender)
+        def extend() -> None:
+            if trials is not None:
+                study.budget = trials
+            if retry_failed:
+                study.retry_failed()
+                finalists = FinalistStudy.within(study, home)
+                if finalists is not None:
+                    finalists.retry_failed()
+
+        return run_study(spec, home, console, study, seconds=seconds, sender=sender, begin=extend)
 
 
 def abandon(home: Home) -> int:
@@ -167,6 +170,7 @@ def run_study(
     seconds: float | None = None,
     trainable: Trainable | None = None,
     sender: Sender | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Runs the study's trials until its budget is met, its time is over, or somebody stops it.
 
@@ -178,6 +182,7 @@ def run_study(
         seconds: how long from now; None: what is left of the spec's time.
         trainable: None: `ImageTransfer`.
         sender: one that is ready for the search; None: starts one.
+        begin: what to do first of all that lasts, once nothing can refuse the search any more.
     """
     from search.run.planning import trial_config
 
@@ -186,6 +191,9 @@ def run_study(
         trackers = [Tracker(spec, home, study, sender=sender)]
         stack.callback(trackers[0].abort)
         stack.enter_context(_ray())
+        Capacity(spec)  # refuses what no node could ever give
+        trackers[0].open()
+        begin()
         stopped = stack.enter_context(_stop_signals(console))  # after Ray, which sets its own
         run = partial(_run_trials, console=console, stopped=stopped, trainable=trainable)
         if seconds is None and spec.search.time is not None:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from search.run.failures import Failure, FailureKind
@@ -32,6 +33,7 @@ __all__ = [
     "end_idle_processes",
     "failure",
     "failure_of",
+    "machine_resources",
     "output_of_job",
     "prepare",
 ]
@@ -45,6 +47,12 @@ PRELOADED: Mapping[str, str] = {
     "RAY_idle_worker_killing_time_threshold_ms": "600000",  # else Ray ends them before a plan is made
 }
 """Environment of a starting Ray whose processes import what trials need before anybody asks for one."""
+
+
+def machine_resources() -> dict[str, float]:
+    """The CPUs and GPUs that a Ray that is started on this machine would find there."""
+    found = ResourceAndLabelSpec().resolve(is_head=False, node_ip_address="127.0.0.1")
+    return {"CPU": float(found.num_cpus), "GPU": float(found.num_gpus)}
 
 
 # Who and what is on a Ray

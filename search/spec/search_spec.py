@@ -394,13 +394,14 @@ def _absolute(spec: SearchSpec) -> SearchSpec:
     update: dict[str, Any] = {"data": data}
     if "uri" not in spec.tracking.model_fields_set and _TRACKING_VARIABLE in os.environ:
         update["tracking"] = spec.tracking.model_copy(update={"uri": f"${{{_TRACKING_VARIABLE}}}"})
-    elif relative := _RELATIVE_SQLITE.match(spec.tracking.uri):
-        path = Path(relative[1]).resolve()
-        update["tracking"] = spec.tracking.model_copy(update={"uri": f"sqlite:///{path}"})
+    else:
+        update["tracking"] = spec.tracking.model_copy(update={"uri": _absolute_sqlite(spec.tracking.uri)})
     if "storage" not in spec.model_fields_set:
         # Written down even where there is none, so that `resume` looks where `launch` wrote.
         known = _STORAGE_VARIABLE in os.environ
         update["storage"] = f"${{{_STORAGE_VARIABLE}}}" if known else None
+    elif spec.storage is not None:
+        update["storage"] = _absolute_sqlite(spec.storage)
     if spec.cache.dir is not None:
         path = Path(spec.cache.dir).expanduser().resolve()
         update["cache"] = spec.cache.model_copy(update={"dir": str(path)})
@@ -410,7 +411,13 @@ def _absolute(spec: SearchSpec) -> SearchSpec:
     return copy
 
 
-_RELATIVE_SQLITE = re.compile(r"sqlite:///(?!/)(.*)")
+def _absolute_sqlite(uri: str) -> str:
+    """The address of a file of SQLite that holds in every folder; any other as it is."""
+    relative = _RELATIVE_SQLITE.fullmatch(uri)
+    return uri if relative is None else f"sqlite:///{Path(relative[1]).expanduser().resolve()}"
+
+
+_RELATIVE_SQLITE = re.compile(r"sqlite:///(?![/$]|:memory:|file:)(.*)")
 _WEIGHTS = ("pretrained", "none")
 
 

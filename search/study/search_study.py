@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Self, cast
@@ -15,12 +16,13 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from search.errors import TransferSearchError
 from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.study import space
-from search.study.storage import DriverStorage, database
+from search.study.storage import DriverStorage, database, existing
 from trainables.seeds import derived_seed
 from trainables.training.hparams import HParams
 
@@ -158,6 +160,7 @@ class SearchStudy:
             load_if_exists=True,
         )
         if "search_id" not in study.user_attrs:
+            study.set_user_attr("home", str(home.root))
             study.set_user_attr("search_id", part_of.search_id if part_of else uuid.uuid4().hex)
             study.set_user_attr("budget", 0 if part_of else spec.search.trials)
             for params in [] if part_of else _first_params(spec):
@@ -189,6 +192,30 @@ class SearchStudy:
                 f"it was deleted, or {home.root} is another's: launch the spec under a new name"
             )
         return found
+
+    @classmethod
+    def is_taken(cls, spec: SearchSpec, home: Home) -> bool:
+        """Whether the spec's storage holds a study of that name that no launch in `home` has left.
+
+        Raises:
+            BadInput: if the storage cannot be opened.
+        """
+        there = existing(spec)
+        if there is None:
+            return False
+        try:
+            study = optuna.load_study(study_name=cls.study_name(spec), storage=there)
+        except KeyError:
+            return False
+        begun = any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+        return begun or study.user_attrs.get("home") != str(home.root)
+
+    def discard(self) -> None:
+        """Removes the study of a launch that came to nothing; a storage that is gone needs no more."""
+        with suppress(KeyError, SQLAlchemyError):
+            storage = self._study._storage
+            assert isinstance(storage, DriverStorage)
+            storage.discard(self._study._study_id)
 
     @classmethod
     def _ready(cls, study: optuna.Study, spec: SearchSpec) -> Self:

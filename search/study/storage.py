@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from search.errors import BadInput, TransferSearchError
 from search.home import Home
 from search.spec.search_spec import SearchSpec, with_driver
 
-__all__ = ["DriverStorage", "database", "opened", "write_ahead"]
+__all__ = ["DriverStorage", "database", "existing", "opened", "write_ahead"]
 
 
 def database(spec: SearchSpec, home: Home) -> RDBStorage:
@@ -34,7 +36,13 @@ def database(spec: SearchSpec, home: Home) -> RDBStorage:
         write_ahead(connection)
         return connection
 
-    return RDBStorage(home.study_url, engine_kwargs={"creator": connect})
+    try:
+        return RDBStorage(home.study_url, engine_kwargs={"creator": connect})
+    except (sqlite3.Error, SQLAlchemyError) as error:
+        raise BadInput(
+            f"the study of the search {home.name!r} cannot be read: {_reason(error)}; {path} is damaged: put "
+            "back a copy of it (with study.db-wal, if there is one), or launch the spec under a new name"
+        ) from error
 
 
 def write_ahead(connection: sqlite3.Connection) -> None:
@@ -55,10 +63,35 @@ def opened(url: str, called: str) -> RDBStorage:
     try:
         return RDBStorage(with_driver(url), engine_kwargs={"pool_pre_ping": True})
     except (ImportError, SQLAlchemyError) as error:
-        raise BadInput(
-            f"Optuna's storage {called} cannot be opened: {_reason(error)}; see that it runs and takes this "
-            "user, and that its driver is there: pip install 'transfer-search[postgresql]'"
-        ) from error
+        raise _unopened(called, error) from error
+
+
+def existing(spec: SearchSpec) -> RDBStorage | None:
+    """The spec's storage if it has been used before; nothing is made there.
+
+    Raises:
+        BadInput: if it cannot be opened.
+    """
+    assert spec.storage_url is not None
+    try:
+        engine = create_engine(with_driver(spec.storage_url))
+        if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").is_file():
+            return None
+        try:
+            if not inspect(engine).has_table("studies"):
+                return None
+        finally:
+            engine.dispose()
+    except (ImportError, SQLAlchemyError) as error:
+        raise _unopened(f"{spec.storage} (storage)", error) from error
+    return opened(spec.storage_url, f"{spec.storage} (storage)")
+
+
+def _unopened(called: str, error: Exception) -> BadInput:
+    return BadInput(
+        f"Optuna's storage {called} cannot be opened: {_reason(error)}; see that it runs and takes this "
+        "user, and that its driver is there: pip install 'transfer-search[postgresql]'"
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -91,6 +124,10 @@ class DriverStorage(InMemoryStorage):
         here = super().create_new_study(directions, self._database.get_study_name_from_id(there))
         self._studies_there[here] = there
         return here
+
+    def discard(self, study_id: int) -> None:
+        """Removes a study from the database."""
+        self._database.delete_study(self._studies_there[study_id])
 
     def get_study_id_from_name(self, study_name: str) -> int:
         try:

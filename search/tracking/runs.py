@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
 from sqlalchemy import make_url
 
 import search
@@ -41,6 +42,7 @@ __all__ = [
     "Runs",
     "ask_server",
     "child_runs",
+    "experiment_stage",
     "fetch_files",
     "load_mlflow",
     "log_report",
@@ -84,7 +86,7 @@ class Runs:
         self._search_id = search_id
         self._role = role
         self._tag = number_tag(role)
-        self._client = _client(spec.tracking_uri)
+        self._client = _prepared(spec)
         self._runs: dict[int, str] = {}
         self._places: dict[int, str] = {}  # where the files of the runs go
         self._began: dict[int, int] = {}
@@ -310,6 +312,32 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
+def _prepared(spec: SearchSpec) -> MlflowClient:
+    """A client whose store has its tables.
+
+    Raises:
+        TrackingError: if MLflow cannot open it.
+    """
+    uri = spec.tracking_uri
+    file = Path((uri.startswith("sqlite:") and make_url(uri).database) or ":memory:")
+    try:
+        lock = file.with_name(f".{file.name}.lock")
+        if str(file) == ":memory:" or not file.parent.is_dir() or (file.exists() and not lock.exists()):
+            return _client(uri)
+        with FileLock(lock):  # two that make the same tables at a time break each other's work
+            client = _client(uri)
+            client.search_experiments(max_results=1)
+            lock.unlink(missing_ok=True)
+            return client
+    except Exception as error:  # of any of its stores
+        _refused(error, spec.tracking.uri)
+        said = next(iter(str(error).splitlines()), "")
+        raise TrackingError(
+            f"MLflow at {spec.tracking.uri} cannot be opened: {type(error).__name__}: {said}; see that it is "
+            "right, or give another with --set tracking.uri=…"
+        ) from error
+
+
 def _search_params(spec: SearchSpec) -> dict[str, Any]:
     """The spec's settings as flat parameters of the parent run; the space is in its artifact."""
     sections = spec.model_dump(mode="json", include={"data", "search", "resources", "cache"})
@@ -452,6 +480,12 @@ def ask_server(uri: str) -> str:
             f"MLflow at {shown} does not answer: {said}; see that it runs, and that its address is right"
         ) from error
     return shown
+
+
+def experiment_stage(uri: str, name: str) -> str | None:
+    """`active` or `deleted`, or None where a store has no such experiment."""
+    found = _client(uri).get_experiment_by_name(name)
+    return None if found is None else str(found.lifecycle_stage)
 
 
 def _shown(uri: str) -> str:

@@ -151,20 +151,36 @@ class Tracker:
         """Where what MLflow has not taken is kept."""
         return self._home.outbox
 
-    def replay(self, timeout: float = 60.0) -> None:
-        """Waits for the parent run, and up to `timeout` seconds for what an earlier driver left to be sent.
+    def open(self) -> None:
+        """Waits for the parent run.
 
         Raises:
             Refused: if MLflow does not know the user.
             TrackingError: if MLflow cannot be written.
         """
-        opened = self._answer("opened", _OPEN_SECONDS) or {"error": f"no answer; see {self._home.log}"}
+        opened = self._answer("opened", _OPEN_SECONDS) or {"error": self._silence()}
         if "refused" in opened:
             raise Refused(opened["refused"])
         if "error" in opened:
             raise TrackingError(opened["error"])
         if (self._study.parent_run, self._study.experiment) != (opened["parent"], opened["experiment"]):
             self._study.parent_run, self._study.experiment = opened["parent"], opened["experiment"]
+
+    def _silence(self) -> str:
+        """Why the sender does not answer, as far as it is known."""
+        code = self._process.poll()
+        if code is None:
+            return f"MLflow at {self._study.spec.tracking.uri} has not answered for {_OPEN_SECONDS:g} s"
+        said = self._home.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"the process that writes to MLflow ended at once (exit code {code}): {' '.join(said[-1:])}"
+
+    def replay(self, timeout: float = 60.0) -> None:
+        """Opens the run, and waits up to `timeout` seconds for what an earlier driver left to be sent.
+
+        Raises:
+            Refused, TrackingError: as `open`.
+        """
+        self.open()
         if self._send_outbox():
             self.flush(timeout)
 

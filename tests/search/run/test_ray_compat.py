@@ -44,6 +44,13 @@ def test_2_60_the_drivers_of_a_ray_and_their_command_lines() -> None:
     assert any(command.startswith(mine) for command in ray_compat.driver_commands())
 
 
+@pytest.mark.usefixtures("shared_ray")
+def test_2_60_what_a_ray_would_find_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ray_compat.machine_resources()["CPU"] == ray.nodes()[0]["Resources"]["CPU"]
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 4, "GPU": 2}')
+    assert ray_compat.machine_resources() == {"CPU": 4, "GPU": 2}
+
+
 def _four_workers() -> ClusterConfig:
     config = ClusterConfig()
     for most in (4, -1):
