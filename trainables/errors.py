@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 __all__ = ["DataError"]
 
+_SHOWN = 10
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message says what, where, what is allowed, and what to do.
@@ -19,6 +21,8 @@ class DataError(ValueError):
         if len(self.problems) == 1:
             text = self.problems[0]
         else:
-            lines = "".join(f"\n- {problem}" for problem in self.problems)
-            text = f"{len(self.problems)} problems with the data:{lines}"
+            lines = "".join(f"\n- {problem}" for problem in self.problems[:_SHOWN])
+            if len(self.problems) > _SHOWN:
+                lines += f"\n- and {len(self.problems) - _SHOWN:,} more"
+            text = f"{len(self.problems):,} problems with the data:{lines}"
         super().__init__(text)

@@ -137,7 +137,8 @@ class Data(Section):
     """What is learned from.
 
     `source` may be an address of a folder or a manifest, such as s3://bucket/folder: each node then fetches
-    it once into its cache.
+    it once into its cache. An image with more than `max_pixels` is taken for a decompression bomb. Symbolic
+    links are followed where they stay `inside` the source's folder, or to `anywhere`.
     """
 
     source: Location = Field(min_length=1)
@@ -147,6 +148,8 @@ class Data(Section):
     limit: Limits = Limits()
     orientation_matters: bool = False
     unreadable: Literal["refuse", "skip"] = "refuse"
+    max_pixels: int = Field(100_000_000, gt=0)
+    links: Literal["inside", "anywhere"] = "inside"
 
     @property
     def config(self) -> DataConfig:
@@ -163,6 +166,8 @@ class Data(Section):
             validation_limit=self.limit.validation,
             test_limit=self.limit.test,
             unreadable=self.unreadable,
+            max_pixels=self.max_pixels,
+            links=self.links,
         )
 
 

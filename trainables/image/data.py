@@ -63,6 +63,7 @@ class DataConfig:
         train_limit, validation_limit, test_limit: at most so many images, stratified; None: all.
         unreadable: `refuse` data with files that cannot be decoded, or `skip` these files.
         max_pixels: an image with more is taken for a decompression bomb.
+        links: `inside`: symbolic links are followed where they stay in the source's folder; or `anywhere`.
 
     Raises:
         DataError: on construction, naming every value that is not allowed.
@@ -78,6 +79,7 @@ class DataConfig:
     test_limit: int | None = None
     unreadable: str = "refuse"
     max_pixels: int = MAX_PIXELS
+    links: str = "inside"
 
     def __post_init__(self) -> None:
         problems = [
@@ -106,6 +108,7 @@ class DataConfig:
                 _is_whole(self.max_pixels) and self.max_pixels > 0,
                 "a whole number above 0",
             ),
+            ("links", self.links in ("inside", "anywhere"), "inside or anywhere"),
         ]
         for split in SPLITS:
             limit = getattr(self, f"{split}_limit")
@@ -318,7 +321,7 @@ def _found(config: DataConfig, cache_dir: Path, progress: Progress | None) -> So
         return fetched(text, cache_dir, progress)
     path = Path(root or "", Path(text).expanduser()).absolute()
     if path.is_dir():
-        return folder(path)
+        return folder(path, links=config.links)
     if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
         return manifest(path)
     what = "is a file of another kind" if path.is_file() else "does not exist"

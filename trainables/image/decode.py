@@ -178,7 +178,8 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
             if pixels > max_pixels:
                 raise _Refused(
                     f"{image.width} x {image.height} = {pixels:,} pixels are more than the limit "
-                    f"of {max_pixels:,} (max_pixels), as in a decompression bomb"
+                    f"of {max_pixels:,} (max_pixels), as in a decompression bomb; if it is none, raise "
+                    "it with --set data.max_pixels=N"
                 )
             return image
     raise _Refused("; ".join(["its first bytes are not those of a known image format", *reasons]))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SPLITS", "UNSPLIT", "Assignment", "assign", "limited"]
+__all__ = ["SPLITS", "UNSPLIT", "Assignment", "alike", "assign", "limited"]
 
 SPLITS = ("train", "validation", "test")
 """The splits, each one's code its position; a higher one keeps an image that two of them hold."""
@@ -18,6 +20,7 @@ UNSPLIT = -1
 """The code of an image whose source says nothing about splits."""
 
 _TRAIN, _VALIDATION, _TEST = range(3)
+_SHOWN = 10
 
 Ints = npt.NDArray[np.int64]
 
@@ -72,8 +75,9 @@ def assign(
     problems: list[str] = []
     pool = np.flatnonzero(is_pool)
     if wanted and len(pool):
+        whereabouts = _Whereabouts(labels, groups, given, dropped, classes)
         codes[pool], problems = _carved(
-            labels[pool], groups[pool], _order(ids[pool], seed, "splits"), classes, wanted
+            labels[pool], groups[pool], _order(ids[pool], seed, "splits"), whereabouts, wanted
         )
     else:
         codes[pool] = _TRAIN
@@ -83,7 +87,7 @@ def assign(
             for code, split in enumerate(SPLITS)
             if split == "train" or shares[split] > 0 or (given == code).any()
         ]
-        problems = _absences(codes, labels, classes, in_use)
+        problems = _absences(codes, _Whereabouts(labels, groups, given, dropped, classes), in_use)
     return Assignment(codes=codes, dropped=tuple(dropped), problems=tuple(problems))
 
 
@@ -97,6 +101,12 @@ def limited(items: Ints, *, labels: Ints, ids: npt.NDArray[np.uint64], limit: in
         return items
     order = np.lexsort((np.arange(len(items)), _order(ids, seed, "limits"), labels))
     return np.sort(items[order[_first(labels[order], limit)]])
+
+
+def alike(name: str) -> str:
+    """What names that a person may take for the same have in common."""
+    plain = unicodedata.normalize("NFKC", name).casefold().replace("_", " ").replace("-", " ")
+    return " ".join(plain.split())
 
 
 def _order(ids: npt.NDArray[np.uint64], seed: int, purpose: str) -> npt.NDArray[np.uint64]:
@@ -158,7 +168,7 @@ def _carved(
     labels: Ints,
     groups: Ints,
     keys: npt.NDArray[np.uint64],
-    classes: Sequence[str],
+    whereabouts: _Whereabouts,
     wanted: Sequence[tuple[int, float]],
 ) -> tuple[Ints, list[str]]:
     """Codes of the items with the wanted splits drawn from them, and problems."""
@@ -166,21 +176,16 @@ def _carved(
     label_of = labels[first]
     for mixed in np.unique(group[labels != label_of[group]]):  # identical images, different labels
         label_of[mixed] = np.bincount(labels[group == mixed]).argmax()
-    counts = np.bincount(label_of, weights=sizes, minlength=len(classes)).astype(np.int64)
+    classes = len(whereabouts.classes)
+    counts = np.bincount(label_of, weights=sizes, minlength=classes).astype(np.int64)
     quotas = {code: _quotas(counts, share) for code, share in wanted}
     order = np.lexsort((keys[first], label_of))
-    ends = np.searchsorted(label_of[order], np.arange(len(classes)), side="right")
+    ends = np.searchsorted(label_of[order], np.arange(classes), side="right")
     of_group = np.full(len(first), _TRAIN, dtype=np.int64)
-    problems = []
+    small: dict[int, int] = {}
     for label, members in enumerate(np.split(order, ends[:-1])):
         if len(members) <= len(wanted):
-            drawn = [SPLITS[code] for code, _ in reversed(wanted)]
-            names = " and ".join([", ".join(["train", *drawn[:-1]]), drawn[-1]])
-            problems.append(
-                f"class {classes[label]!r} has {len(members)} different "
-                f"image{'s' * (len(members) != 1)}, but needs at least {len(wanted) + 1}, one for "
-                f"each of {names}; add images, or take the class out"
-            )
+            small[label] = len(members)
             continue
         for place, (code, _) in enumerate(wanted):
             spare = len(wanted) - place
@@ -188,7 +193,29 @@ def _carved(
             of_group[chosen] = code
             members = members[of_group[members] == _TRAIN]
     codes: Ints = of_group[group]
-    return codes, problems
+    return codes, list(_too_small(small, whereabouts, [SPLITS[code] for code, _ in reversed(wanted)]))
+
+
+def _too_small(small: Mapping[int, int], whereabouts: _Whereabouts, drawn: Sequence[str]) -> Iterator[str]:
+    """The classes that have fewer different images than there are splits to fill; ten and a count."""
+    needed, names = len(drawn) + 1, " and ".join([", ".join(["train", *drawn[:-1]]), drawn[-1]])
+    fix = "add images, or take the class out"
+    if len(drawn) > 1 and any(count == needed - 1 for count in small.values()):
+        fix += f", or do without a test split (--set data.splits.test=0), where {needed - 1} suffice"
+    if len(small) > _SHOWN:
+        shown = [f"{whereabouts.classes[label]!r} ({count})" for label, count in list(small.items())[:_SHOWN]]
+        yield (
+            f"{len(small):,} of {len(whereabouts.classes):,} classes have too few different images, where "
+            f"each needs at least {needed}, one for each of {names}: {', '.join(shown)} and "
+            f"{len(small) - _SHOWN:,} more; {fix.replace('the class', 'these classes')}"
+        )
+        return
+    for label, count in small.items():
+        yield (
+            f"class {whereabouts.classes[label]!r} has {count} different "
+            f"image{'s' * (count != 1)}{whereabouts.elsewhere(label)}, but needs at least {needed}, one for "
+            f"each of {names}; {fix}{whereabouts.twin(label)}"
+        )
 
 
 def _filling(members: Ints, sizes: Ints, quota: int, spare: int) -> Ints:
@@ -207,17 +234,75 @@ def _filling(members: Ints, sizes: Ints, quota: int, spare: int) -> Ints:
     return np.array(chosen, dtype=np.int64)
 
 
-def _absences(codes: Ints, labels: Ints, classes: Sequence[str], in_use: Sequence[str]) -> list[str]:
+def _absences(codes: Ints, whereabouts: _Whereabouts, in_use: Sequence[str]) -> list[str]:
     """The classes that a split in use has no image of, or no image that it may keep."""
     problems = []
+    classes, labels = whereabouts.classes, whereabouts.labels
     for split in in_use:
         is_here = codes == SPLITS.index(split)
         present = np.bincount(labels[is_here], minlength=len(classes))
-        missing = [repr(name) for name, count in zip(classes, present, strict=True) if not count]
+        missing = np.flatnonzero(present == 0).tolist()
         if missing:
+            names = ", ".join(repr(classes[label]) for label in missing[:_SHOWN])
+            more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+            twins = "".join(whereabouts.twin(label) for label in missing[:1])
             problems.append(
                 f"the {split} split has no image of {'class' if len(missing) == 1 else 'classes'} "
-                f"{', '.join(missing[:10])}{', ...' * (len(missing) > 10)}, but every class must "
-                f"be in every split; add images of it, or take the class out of all splits"
+                f"{names}{more}{whereabouts.dropped_from(split, missing)}, but every class must "
+                f"be in every split; add images of it, or take the class out of all splits{twins}"
             )
     return problems
+
+
+class _Whereabouts:
+    """Where the images of a class are that a split lacks, in words.
+
+    Args:
+        labels, groups, given: [N] as `assign` takes them.
+        dropped: pairs (item left out, identical item of another split that stays).
+        classes: their names.
+    """
+
+    def __init__(
+        self,
+        labels: Ints,
+        groups: Ints,
+        given: Ints,
+        dropped: Sequence[tuple[int, int]],
+        classes: Sequence[str],
+    ) -> None:
+        self.labels, self.classes = labels, classes
+        self._groups, self._given, self._dropped = groups, given, dropped
+
+    def dropped_from(self, split: str, missing: Sequence[int]) -> str:
+        """How many of a split's images of these classes were left out as copies of another split's."""
+        code, wanted = SPLITS.index(split), set(missing)
+        kept = [
+            SPLITS[self._given[stays]]
+            for out, stays in self._dropped
+            if self._given[out] == code and int(self.labels[out]) in wanted
+        ]
+        if not kept:
+            return ""
+        return (
+            f": {len(kept):,} images of {'it' if len(wanted) == 1 else 'them'} are identical to images of "
+            f"{' and '.join(sorted(set(kept)))}, where they are kept"
+        )
+
+    def elsewhere(self, label: int) -> str:
+        """Which splits a class's images were given to, and which classes have the same images."""
+        own = self.labels == label
+        counts = sorted(Counter(self._given[own & (self._given > _TRAIN)].tolist()).items())
+        told = [f"{count:,} in {SPLITS[code]}" for code, count in counts]
+        text = f" to draw from (there are {' and '.join(told)})" if told else ""
+        sharing = np.isin(self._groups, self._groups[own]) & ~own
+        others = [self.classes[other] for other in np.unique(self.labels[sharing]).tolist()]
+        if others:
+            text += f" (some are identical to images of {', '.join(map(repr, others[:_SHOWN]))})"
+        return text
+
+    def twin(self, label: int) -> str:
+        """A question for another class whose name looks the same."""
+        own = alike(self.classes[label])
+        twins = [name for name in self.classes if name != self.classes[label] and alike(name) == own]
+        return f"; did you mean {twins[0]!r}?" if twins else ""
