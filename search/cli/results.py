@@ -24,9 +24,9 @@ commands = typer.Typer()
 class Format(StrEnum):
     """What a model is exported as."""
 
+    ONNX = "onnx"
     PT2 = "pt2"
     SAFETENSORS = "safetensors"
-    ONNX = "onnx"
 
 
 @commands.command(cls=Verbatim)
@@ -53,33 +53,47 @@ def export(
     trial: Annotated[
         int | None, typer.Option(min=0, help="A trial in place of the best, or of the winner.")
     ] = None,
+    finalist: Annotated[
+        int | None, typer.Option(min=0, help="A trial among the finalists: the best of its fresh runs.")
+    ] = None,
     formats: Annotated[
         list[Format] | None,
-        typer.Option("--format", help="May be repeated; pt2 and safetensors if not given."),
+        typer.Option("--format", help="May be repeated; all three if not given."),
     ] = None,
     register: Annotated[
         str | None, typer.Option(help="Register the trial's model in MLflow under this name.")
     ] = None,
-    alias: Annotated[str | None, typer.Option(help="Alias of the registered version.")] = None,
+    alias: Annotated[
+        str | None,
+        typer.Option(help="Alias of the registered version; it moves only to a model that is no worse."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Move the alias to a worse model too.")] = False,
     through_mlflow: Annotated[bool, typer.Option(hidden=True)] = False,
     home: HomeOption = None,
 ) -> None:
     """Write a whole model, check it against the trial's recorded metric, and register it."""
     from search.home import Home
-    from search.results.export import export_trial, register_model, stored_export
+    from search.results.export import export_trial, stored_export
+    from search.results.registration import Registration
 
     place = Home.existing(name, home)
     if alias and not register:
         raise BadInput("--alias needs --register MODEL")
-    wanted = [each.value for each in formats or [Format.PT2, Format.SAFETENSORS]]
+    if trial is not None and finalist is not None:
+        raise BadInput("--trial and --finalist name different models; give one of them")
+    wanted = [each.value for each in dict.fromkeys(formats or Format)]
+    registration = None
+    if register:
+        registration = Registration(place, trial, finalist, register, alias)
+        registration.check(force=force)
     stored = None
     if through_mlflow:
-        stored = stored_export(place, trial=trial, formats=wanted, console=console)
+        stored = stored_export(place, trial=trial, finalist=finalist, formats=wanted, console=console)
     else:
-        for line in export_trial(place, to, trial=trial, formats=wanted, console=console):
-            console.print(line, markup=False, highlight=False)
-    if register:
-        version = register_model(place, trial, register, alias)
+        for line in export_trial(place, to, trial=trial, finalist=finalist, formats=wanted, console=console):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if registration:
+        version = registration.make(None if through_mlflow else to)
         console.print(f"registered {register} version {version}" + (f" as {alias}" if alias else ""))
     if stored:
         sys.stdout.write(json.dumps(stored) + "\n")  # the last line, for whoever asked from outside
@@ -97,7 +111,7 @@ def report(
     from search.home import Home
     from search.results.report import write_report
     from search.results.rows import opened
-    from search.tracking.runs import log_report
+    from search.tracking.artifacts import log_report
 
     place = Home.existing(name, home)
     path = to or Path(f"{name}.html")

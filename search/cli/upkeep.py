@@ -32,7 +32,7 @@ def ui(
     home: HomeOption = None,
 ) -> None:
     """Start MLflow's pages on the store of the searches."""
-    from search.tracking.runs import ui_command
+    from search.tracking.links import ui_command
 
     command = ui_command(_newest(name, home), port)
     console.print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")

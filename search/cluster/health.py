@@ -17,7 +17,7 @@ from search.errors import TransferSearchError
 from search.home import searches_root
 from search.run.ray_session import cluster_ray
 from search.study.storage import opened
-from search.tracking.runs import ask_server
+from search.tracking.client import ask_server
 
 __all__ = ["Check", "checks", "versions"]
 

@@ -319,7 +319,7 @@ def _diagnose(cluster: Cluster, words: Sequence[str], options: Mapping[str, Any]
 def _export(cluster: Cluster, words: Sequence[str], options: Mapping[str, Any], console: Console) -> None:
     """Exports on the head, and fetches the files through MLflow."""
     from search.results.export import replaceable
-    from search.tracking.runs import fetch_files
+    from search.tracking.artifacts import fetch_files
 
     to: Path = options["to"]
     replaceable(to)

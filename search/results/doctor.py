@@ -12,7 +12,7 @@ from search.results.rows import opened
 from search.spec.search_spec import SearchSpec
 from search.study.finalists import FinalistStudy
 from search.study.search_study import ENDINGS, Ending, SearchStudy, TrialRecord
-from search.tracking.runs import child_runs
+from search.tracking.reader import child_runs
 from search.tracking.tracker import Tracker
 from trainables.record import MODEL_FOLDER
 

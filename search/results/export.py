@@ -1,84 +1,143 @@
 """The whole model of a trial as files that need no search: weights, preprocessing, class names.
 
-An export's folder holds `model.json` (the card) and one file a format. Each carries the card inside
-too, and is checked: read back from the disk, it must give the trial's recorded validation accuracy
-before the command says that it is done.
+An export's folder holds `model.json` (the card), a README, one file a format, and what uses them without
+this package. Each format is checked: read back from the disk, it must give the trial's recorded validation
+accuracy, and on images as they are decoded from their files what the trained model gives.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
 
 from search.console import progress_bar
-from search.errors import BadInput, ExportMismatch, TrackingError
+from search.errors import BadInput, ExportMismatch, TrackingError, TransferSearchError
 from search.home import Home
+from search.results.readme import readme
 from search.results.rows import chosen, model_folder, opened
 from search.run.planning import cache_root
 from search.spec.search_spec import read_spec
-from search.tracking.runs import register, store_files
-from trainables.image.augment import center_crop
+from search.tracking.artifacts import store_files
+from trainables.image.classifier import Classifier, of_model
 from trainables.image.data import ImageData, load
-from trainables.serving import Classifier
+from trainables.image.graphs import FILES, WholeModel, read_graph, write_graph, write_helper
 from trainables.training.metrics import scores
-from trainables.training.model import Card, LoadedModel, ModelError, load_delta, whole_model
+from trainables.training.model import LoadedModel, ModelError, load_delta
 
-__all__ = ["export_trial", "open_export", "register_model", "replaceable", "stored_export"]
+__all__ = ["ExportedModel", "export_trial", "open_export", "opened_model", "replaceable", "stored_export"]
 
 CARD_FILE = "model.json"
-_FILES = {"pt2": "model.pt2", "safetensors": "model.safetensors", "onnx": "model.onnx"}
-_CARD = "transfer_search.card"
+README_FILE = "README.md"
 _BATCH = 64
+_DECODED = 48  # images that are compared as their files hold them
+_TOLERANCE = 1e-3  # of a probability, and of an accuracy
 
 
-def export_trial(
-    home: Home, to: Path, *, trial: int | None, formats: Sequence[str], console: Console
-) -> Iterator[str]:
-    """Writes the model of a trial (None: the best, or the winner) to the folder `to`.
+@dataclass(frozen=True, kw_only=True)
+class ExportedModel:
+    """A trial's model with what an export of it needs: its row, and the data that it is checked on."""
 
-    Yields what it did, in lines. A winner among finalists is its fresh run with the best validation value.
+    row: dict[str, Any]
+    loaded: LoadedModel
+    data: ImageData
+
+
+def opened_model(home: Home, trial: int | None = None, finalist: int | None = None) -> ExportedModel:
+    """The model of a trial (None: the best, or the winner), or of a finalist's best fresh run.
 
     Raises:
-        BadInput: if there is no such trial or model, or a format's packages are not installed.
-        ExportMismatch: if a file does not reproduce the recorded metric; nothing is written then.
+        BadInput: if there is no such trial or model.
     """
     spec = read_spec(home.spec)
-    row = chosen(home, trial)
+    row = chosen(home, trial, finalist)
     try:
         loaded = load_delta(model_folder(home, row))
     except ModelError as error:
         raise BadInput(f"the model of trial {row['trial']} cannot be opened: {error}") from error
+    return ExportedModel(row=row, loaded=loaded, data=load(spec.data.config, cache_dir=cache_root(spec)))
+
+
+def export_trial(
+    home: Home,
+    to: Path,
+    *,
+    trial: int | None = None,
+    finalist: int | None = None,
+    formats: Sequence[str],
+    console: Console,
+) -> Iterator[str]:
+    """Writes the model of a trial (None: the best, or the winner) to the folder `to`, whole or not at all.
+
+    Yields what it did, in lines. A winner among finalists is its fresh run with the best validation value.
+
+    Raises:
+        BadInput: if there is no such trial or model, or the folder is not an export's.
+        ExportMismatch: if a file does not reproduce the recorded metric; nothing is written then.
+        TransferSearchError: if the disk does not take it.
+    """
     replaceable(to)
-    data = load(spec.data.config, cache_dir=cache_root(spec))
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export-") as temporary:
-        written = Path(temporary) / "export"
-        written.mkdir()
-        (written / CARD_FILE).write_text(_text(loaded.card) + "\n", encoding="utf-8")
+    model = opened_model(home, trial, finalist)
+    whole = WholeModel(model.loaded)
+    with _replaced(to) as written:
+        names = [CARD_FILE, README_FILE]
+        (written / CARD_FILE).write_text(_card_text(model.loaded), encoding="utf-8")
+        checks = []
         with progress_bar(console) as progress:
             for step, kind in enumerate(formats):
                 progress("export", step, len(formats))
-                _WRITERS[kind](loaded, written / _FILES[kind])
-                yield _checked(data, kind, _READERS[kind](written / _FILES[kind]))
+                write_graph(kind, whole, written / FILES[kind])
+                helper = write_helper(kind, written)
+                names += [FILES[kind], *([helper] if helper else [])]
+                checks.append(_checked(model, kind, read_graph(kind, written / FILES[kind])))
+                yield checks[-1]
             progress("export", len(formats), len(formats))
-        if to.exists():
-            shutil.rmtree(to)
-        os.replace(written, to)
-    names = ", ".join([CARD_FILE, *(_FILES[kind] for kind in formats)])
-    yield f"trial {row['trial']} is exported to {to}: {names}"
+        text = readme(home, model.row, model.loaded.card, model.data, formats, checks, written)
+        (written / README_FILE).write_text(text, encoding="utf-8")
+    yield f"trial {model.row['trial']} is exported to {to}: {', '.join(names)}"
+
+
+def _card_text(loaded: LoadedModel) -> str:
+    return json.dumps(loaded.card.to_dict(), indent=2) + "\n"
+
+
+@contextmanager
+def _replaced(to: Path) -> Iterator[Path]:
+    """A folder that takes the place of `to` when the block ends without an error."""
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export-") as temporary:
+            written = Path(temporary) / "export"
+            written.mkdir()
+            yield written
+            written.chmod(0o755)
+            for file in written.iterdir():
+                file.chmod(0o644)  # as readable as any file that is made here, whoever wrote it
+            if to.exists():
+                os.replace(to, Path(temporary) / "before")
+            os.replace(written, to)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise _unwritten(to, error) from error
+
+
+def _unwritten(to: Path, error: Exception) -> Exception:
+    """What to raise where a folder was not written: the disk's reason, or the error itself."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    if reason is None and ("No space left" in str(error) or shutil.disk_usage(to.parent).free < 2**20):
+        reason = "no space left on the disk"
+    if reason is None:
+        return error
+    return TransferSearchError(f"cannot write {to}: {reason}; make room, or give another folder with --to")
 
 
 def replaceable(to: Path) -> None:
@@ -87,47 +146,83 @@ def replaceable(to: Path) -> None:
     Raises:
         BadInput: if it holds anything else.
     """
-    if to.exists() and any(to.iterdir() if to.is_dir() else [to]) and not (to / CARD_FILE).exists():
+    if to.exists() and not to.is_dir():
+        raise BadInput(f"{to} is a file, but an export is a folder; give another place with --to")
+    if to.is_dir() and any(to.iterdir()) and not (to / CARD_FILE).exists():
         raise BadInput(f"{to} is not empty and holds no export; give another folder with --to")
 
 
 def stored_export(
-    home: Home, *, trial: int | None, formats: Sequence[str], console: Console
+    home: Home, *, trial: int | None, finalist: int | None, formats: Sequence[str], console: Console
 ) -> dict[str, Any]:
     """Exports a trial into MLflow, as artifacts of the search's run; returns what `fetch_files` takes."""
     spec, study = opened(home)
-    row = chosen(home, trial)
+    row = chosen(home, trial, finalist)
     run = row.get("finalist_run")
     place = f"trial-{row['trial']}" if run is None else f"finalist-{run}"
     if study.parent_run is None:
         raise TrackingError(f"MLflow has no run of {home.name!r} to keep the files; resume the search")
     with tempfile.TemporaryDirectory(prefix="export-") as folder:
         to = Path(folder) / "export"
-        *said, _ = export_trial(home, to, trial=trial, formats=formats, console=console)
+        *said, _ = export_trial(home, to, trial=trial, finalist=finalist, formats=formats, console=console)
         for line in said:
             console.print(line, markup=False, highlight=False)
         stored = store_files(spec, study.parent_run, to, f"exports/{place}")
     return {"trial": row["trial"], **stored}
 
 
-def _checked(data: ImageData, kind: str, classifier: Classifier) -> str:
-    """Measures a program on the validation images; says so, or raises `ExportMismatch`."""
-    card, preprocessing = classifier.card, classifier.card.preprocessing
-    frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)
-    indices = data.splits["validation"]
-    parts = []
-    with torch.no_grad():
-        for batch in indices.split(_BATCH):
-            parts.append(classifier.logits(center_crop(frames[batch], preprocessing.image_size)))
-    accuracy = scores(torch.cat(parts), data.labels[indices]).accuracy
-    recorded = card.metric["val_accuracy"]
+# Checks
+
+
+def _checked(model: ExportedModel, kind: str, classifier: Classifier) -> str:
+    """Measures a file on the validation images; says so, or raises `ExportMismatch`."""
+    accuracy, recorded = _accuracy(classifier, model.data), classifier.card.metric["val_accuracy"]
     # Other kernels round otherwise: one image in a thousand may fall on the other side.
-    if abs(accuracy - recorded) > 1e-3:
+    if abs(accuracy - recorded) > _TOLERANCE:
         raise ExportMismatch(
             f"the {kind} export has validation accuracy {accuracy:.4f}, but {recorded:.4f} was recorded: "
             "it is not the model that was trained; nothing was written. Did the data change?"
         )
-    return f"{kind}: validation accuracy {accuracy:.4f}, as recorded ({recorded:.4f})"
+    told = f"{kind}: validation accuracy {accuracy:.4f}, as recorded ({recorded:.4f})"
+    if classifier.raw is None:
+        return told
+    count, largest = _decoded_difference(model, classifier)
+    return f"{told}; {count} images at their own sizes: probabilities differ by at most {largest:.1g}"
+
+
+def _accuracy(classifier: Classifier, data: ImageData) -> float:
+    preprocessing = classifier.card.preprocessing
+    frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)
+    indices = data.splits["validation"]
+    with torch.no_grad():
+        parts = [classifier.logits(frames[batch]) for batch in indices.split(_BATCH)]
+    return scores(torch.cat(parts), data.labels[indices]).accuracy
+
+
+def _decoded_difference(model: ExportedModel, classifier: Classifier) -> tuple[int, float]:
+    """How many images were given to a graph at their own size, and how far it is from the trained model.
+
+    Raises:
+        ExportMismatch: if it is so far that a label may change.
+    """
+    assert classifier.raw is not None
+    trained = of_model(model.loaded)
+    chosen_images = model.data.splits["validation"][:_DECODED].tolist()
+    largest = 0.0
+    for index in chosen_images:
+        image = model.data.image(index)
+        expected = trained.probabilities([trained.resized(image)])[0]
+        with torch.no_grad():
+            found = classifier.raw(image.permute(1, 2, 0).unsqueeze(0)).float().softmax(1)[0]
+        difference = float((found - expected).abs().max())
+        largest = max(largest, difference)
+        if difference > 10 * _TOLERANCE:
+            raise ExportMismatch(
+                f"the exported graph tells {model.data.names[index]!r} ({image.shape[2]} x {image.shape[1]} "
+                f"pixels) otherwise than the trained model: a probability differs by {difference:.3f}; "
+                "nothing was written"
+            )
+    return len(chosen_images), largest
 
 
 def open_export(folder: Path) -> Classifier:
@@ -136,121 +231,10 @@ def open_export(folder: Path) -> Classifier:
     Raises:
         BadInput: if the folder holds no export, or a damaged one.
     """
-    for kind, name in _FILES.items():
+    for kind, name in FILES.items():
         if (folder / name).is_file():
             try:
-                return _READERS[kind](folder / name)
-            except (ModelError, SafetensorError, OSError, RuntimeError, ValueError) as error:
+                return read_graph(kind, folder / name)
+            except Exception as error:  # readers of files that nobody vouches for raise whatever they meet
                 raise BadInput(f"{folder / name} is no usable export: {error}") from error
-    raise BadInput(f"{folder} holds no model ({', '.join(_FILES.values())}); export one first")
-
-
-def register_model(home: Home, trial: int | None, name: str, alias: str | None) -> str:
-    """Registers the trial's model in MLflow; returns the version.
-
-    Raises:
-        BadInput: if MLflow has no model of the trial.
-    """
-    row = chosen(home, trial)
-    if row["model_uri"] is None:
-        raise BadInput(
-            f"MLflow has no model of trial {row['trial']}; send it with "
-            f"`transfer-search doctor {home.name} --repair`"
-        )
-    return register(read_spec(home.spec), row["model_uri"], name, alias)
-
-
-def _example(card: Card) -> Tensor:
-    side = card.preprocessing.image_size
-    return torch.zeros(2, 3, side, side, dtype=torch.uint8)
-
-
-def _write_pt2(loaded: LoadedModel, path: Path) -> None:
-    batch = torch.export.Dim("batch", min=1, max=65536)
-    program = torch.export.export(
-        loaded.model, (_example(loaded.card),), dynamic_shapes=({0: batch},), strict=False
-    )
-    with warnings.catch_warnings():
-        # Weights that are views of one storage are stored once, which torch warns of.
-        warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
-        torch.export.save(program, path, extra_files={_CARD: _text(loaded.card)})
-
-
-def _read_pt2(path: Path) -> Classifier:
-    extra = {_CARD: ""}
-    program = torch.export.load(path, extra_files=extra)
-    return Classifier(program.module(), _card(extra[_CARD], path))
-
-
-def _write_safetensors(loaded: LoadedModel, path: Path) -> None:
-    state = {name: tensor.contiguous().clone() for name, tensor in loaded.model.state_dict().items()}
-    safetensors.torch.save_file(state, path, metadata={_CARD: _text(loaded.card)})
-
-
-def _read_safetensors(path: Path) -> Classifier:
-    with safe_open(path, framework="pt") as file:
-        card = _card((file.metadata() or {}).get(_CARD, ""), path)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    return Classifier(whole_model(card, tensors, path).model, card)
-
-
-def _write_onnx(loaded: LoadedModel, path: Path) -> None:
-    onnx = _needed("onnx")
-    _needed("onnxscript")
-    batch = torch.export.Dim("batch", min=1, max=65536)
-    torch.onnx.export(
-        loaded.model,
-        (_example(loaded.card),),
-        path,
-        dynamo=True,
-        dynamic_shapes=({0: batch},),
-        input_names=["images"],
-        output_names=["logits"],
-        external_data=False,
-        verbose=False,
-    )
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, {_CARD: _text(loaded.card)})
-    onnx.save(model, path)
-
-
-def _read_onnx(path: Path) -> Classifier:
-    session = _needed("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    card = _card(session.get_modelmeta().custom_metadata_map.get(_CARD, ""), path)
-
-    def logits(inputs: Tensor) -> Tensor:
-        (output,) = session.run(None, {"images": inputs.numpy()})
-        return torch.from_numpy(output)
-
-    return Classifier(logits, card)
-
-
-def _needed(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise BadInput("ONNX needs its packages: pip install 'transfer-search[onnx]'") from error
-
-
-def _text(card: Card) -> str:
-    return json.dumps(card.to_dict(), indent=2)
-
-
-def _card(text: str, path: Path) -> Card:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ModelError(f"{path} carries no card of transfer-search") from error
-    return Card.from_dict(values)
-
-
-_WRITERS: Mapping[str, Callable[[LoadedModel, Path], None]] = {
-    "pt2": _write_pt2,
-    "safetensors": _write_safetensors,
-    "onnx": _write_onnx,
-}
-_READERS: Mapping[str, Callable[[Path], Classifier]] = {
-    "pt2": _read_pt2,
-    "safetensors": _read_safetensors,
-    "onnx": _read_onnx,
-}
+    raise BadInput(f"{folder} holds no model ({', '.join(FILES.values())}); export one first")

@@ -9,9 +9,9 @@ from typing import Any
 from search.errors import BadInput, TransferSearchError
 from search.home import Home
 from search.spec.search_spec import SearchSpec, read_spec
-from search.study.finalists import FinalistStudy, candidates, standings
+from search.study.finalists import Finalist, FinalistStudy, candidates, standings
 from search.study.search_study import Ending, SearchStudy, TrialRecord
-from search.tracking.runs import Links
+from search.tracking.links import Links
 from trainables.record import MODEL_FOLDER
 
 __all__ = ["best_rows", "chosen", "model_folder", "summaries", "summary", "told", "trial_rows"]
@@ -107,17 +107,26 @@ def best_rows(home: Home, *, linked: bool = True) -> list[dict[str, Any]]:
             f"no trial of {home.name!r} has completed yet; see `transfer-search status {home.name}`"
         )
     links = Links(spec, study)
-    ranked, finalists = standings(study, home), FinalistStudy.within(study, home)
-    if ranked and finalists:
-        run = next(record for record in finalists.records() if record.number == ranked[0].run)
-        row = _row(home, spec, run, links, linked)
-        row |= {
-            "trial": ranked[0].trial,
-            "finalist_run": run.number,
-            "objective": next(iter(spec.search.objective)),
-        }
+    ranked = standings(study, home)
+    if ranked:
+        row = _finalist_row(home, spec, study, ranked[0], links, linked)
         return [{**row, "finalists": [finalist.row() for finalist in ranked]}]
     return [_row(home, spec, record, links, linked) for record in study.records() if record.number in numbers]
+
+
+def _finalist_row(
+    home: Home, spec: SearchSpec, study: SearchStudy, finalist: Finalist, links: Links, linked: bool
+) -> dict[str, Any]:
+    """The row of a finalist's fresh run with the best validation value."""
+    runs = FinalistStudy.within(study, home)
+    assert runs is not None, "finalists stand only where their study is"
+    run = next(record for record in runs.records() if record.number == finalist.run)
+    return {
+        **_row(home, spec, run, links, linked),
+        "trial": finalist.trial,
+        "finalist_run": run.number,
+        "objective": next(iter(spec.search.objective)),
+    }
 
 
 def model_folder(home: Home, row: dict[str, Any]) -> Path:
@@ -127,12 +136,24 @@ def model_folder(home: Home, row: dict[str, Any]) -> Path:
     return folder / MODEL_FOLDER
 
 
-def chosen(home: Home, trial: int | None) -> dict[str, Any]:
+def chosen(home: Home, trial: int | None, finalist: int | None = None) -> dict[str, Any]:
     """The row of a trial that has a model: the given one, or the best, as `best_rows` gives it.
+
+    Args:
+        home: the search's.
+        trial: its number, for the model of the search itself.
+        finalist: the number of a trial among the finalists, for the best of its fresh runs.
 
     Raises:
         BadInput: if there is no such trial, or it has no model.
     """
+    if finalist is not None:
+        spec, study = opened(home)
+        ranked = {each.trial: each for each in standings(study, home) if each.run is not None}
+        if finalist not in ranked:
+            known = f"it has {', '.join(map(str, ranked))}" if ranked else "none have ended"
+            raise BadInput(f"{home.name!r} has no finalist {finalist}; {known}")
+        return _finalist_row(home, spec, study, ranked[finalist], Links(spec, study), True)
     if trial is None:
         return best_rows(home)[0]
     rows = {row["trial"]: row for row in trial_rows(home)}

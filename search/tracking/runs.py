@@ -8,59 +8,39 @@ have arrived is sent again.
 from __future__ import annotations
 
 import json
-import logging
-import os
-import re
 import shutil
 import sqlite3
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from sqlalchemy import make_url
 
 import search
-from search.errors import Refused, TrackingError
+from search.errors import TrackingError
 from search.home import Home
 from search.spec.search_spec import SearchSpec
-from search.study.search_study import ENDINGS, Ending, SearchStudy
+from search.study.search_study import ENDINGS, Ending
+from search.tracking.client import (
+    DAMAGE_TAG,
+    MOVES_TAG,
+    SEARCH_TAG,
+    STATE_TAG,
+    all_models,
+    number_tag,
+    prepared,
+    refuse,
+)
 from trainables.record import METRICS, MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
+    pass
 
-__all__ = [
-    "ChildRun",
-    "Links",
-    "Runs",
-    "ask_server",
-    "child_runs",
-    "experiment_stage",
-    "fetch_files",
-    "load_mlflow",
-    "log_report",
-    "register",
-    "store_files",
-    "ui_command",
-]
+__all__ = ["Runs"]
 
-SEARCH_TAG = "transfer_search.search_id"
-STATE_TAG = "state"
-MOVES_TAG = "moves"
-DAMAGE_TAG = "damage"
 _BATCH = 1000
-
-
-def number_tag(role: str) -> str:
-    """The tag that holds the number of a run in its study: a trial's, or a finalist's."""
-    return f"transfer_search.{role}"
 
 
 class Runs:
@@ -86,7 +66,7 @@ class Runs:
         self._search_id = search_id
         self._role = role
         self._tag = number_tag(role)
-        self._client = _prepared(spec)
+        self._client = prepared(spec)
         self._runs: dict[int, str] = {}
         self._places: dict[int, str] = {}  # where the files of the runs go
         self._began: dict[int, int] = {}
@@ -147,7 +127,7 @@ class Runs:
             else:
                 self._client.update_run(run, status="RUNNING")
         except Exception as error:
-            _refused(error, self._spec.tracking.uri)
+            refuse(error, self._spec.tracking.uri)
             raise TrackingError(
                 f"MLflow at {self._spec.tracking.uri} cannot be written: {error}; check that it runs, "
                 "or give another with --set tracking.uri=…"
@@ -249,7 +229,7 @@ class Runs:
             self._log_model(number, run, folder / MODEL_FOLDER)
 
     def _has_model(self, run: str) -> bool:
-        known = _all_models(self._client, self.experiment, f"source_run_id = '{run}'")
+        known = all_models(self._client, self.experiment, f"source_run_id = '{run}'")
         return any(model.status == "READY" for model in known)
 
     def _log_model(self, number: int, run: str, delta: Path) -> None:
@@ -285,59 +265,6 @@ class Runs:
             self._client.log_text(self.parent, text, file)
 
 
-def load_mlflow(*, whole: bool = False) -> None:
-    """Imports MLflow, which takes seconds; the `whole` of what a search uses, or the rest when it is used."""
-    # Without these, a server that is away holds each call for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    import mlflow
-
-    if whole:
-        import mlflow.models
-        import mlflow.pyfunc
-        import mlflow.store.artifact.artifact_repository_registry
-        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-
-
-def _client(uri: str) -> MlflowClient:
-    load_mlflow()
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def _prepared(spec: SearchSpec) -> MlflowClient:
-    """A client whose store has its tables.
-
-    Raises:
-        TrackingError: if MLflow cannot open it.
-    """
-    uri = spec.tracking_uri
-    file = Path((uri.startswith("sqlite:") and make_url(uri).database) or ":memory:")
-    try:
-        lock = file.with_name(f".{file.name}.lock")
-        if str(file) == ":memory:" or not file.parent.is_dir() or (file.exists() and not lock.exists()):
-            return _client(uri)
-        with FileLock(lock):  # two that make the same tables at a time break each other's work
-            client = _client(uri)
-            client.search_experiments(max_results=1)
-            lock.unlink(missing_ok=True)
-            return client
-    except Exception as error:  # of any of its stores
-        _refused(error, spec.tracking.uri)
-        said = next(iter(str(error).splitlines()), "")
-        raise TrackingError(
-            f"MLflow at {spec.tracking.uri} cannot be opened: {type(error).__name__}: {said}; see that it is "
-            "right, or give another with --set tracking.uri=…"
-        ) from error
-
-
 def _search_params(spec: SearchSpec) -> dict[str, Any]:
     """The spec's settings as flat parameters of the parent run; the space is in its artifact."""
     sections = spec.model_dump(mode="json", include={"data", "search", "resources", "cache"})
@@ -365,210 +292,3 @@ def _describe_model(folder: Path, run: str, model_id: str) -> None:
     )
     (folder / "requirements.txt").write_text(f"transfer-search=={search.__version__}\n", encoding="utf-8")
     model.save(str(folder / "MLmodel"))
-
-
-class Links:
-    """Where a search's runs and models are; only for models MLflow is asked, when it first comes to them."""
-
-    def __init__(self, spec: SearchSpec, study: SearchStudy) -> None:
-        self._spec = spec
-        self._search_id = study.search_id
-        self._experiment = study.experiment
-
-    def url(self, run: str | None) -> str | None:
-        """Where a person sees a run: at the server, or at `transfer-search ui`."""
-        if run is None or self._experiment is None:
-            return None
-        uri = self._spec.tracking_uri
-        host = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{host}/#/experiments/{self._experiment}/runs/{run}"
-
-    def model(self, run: str | None) -> str | None:
-        """The URI under which MLflow loads the model of a run; None if it has none."""
-        model = self._models.get(run or "")
-        return None if model is None else f"models:/{model}"
-
-    @cached_property
-    def _models(self) -> dict[str, str]:
-        if self._experiment is None:
-            return {}
-        condition = f"tags.`{SEARCH_TAG}` = '{self._search_id}'"
-        found = _all_models(_client(self._spec.tracking_uri), self._experiment, condition)
-        return {model.source_run_id or "": model.model_id for model in found if model.status == "READY"}
-
-
-def _all_models(client: MlflowClient, experiment: str, condition: str) -> Iterator[LoggedModel]:
-    token = None
-    while True:
-        page = client.search_logged_models(
-            [experiment], filter_string=condition, max_results=500, page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def ui_command(uri: str, port: int) -> list[str]:
-    """The command that serves MLflow's pages on a store, on this machine alone."""
-    return [
-        sys.executable, "-m", "mlflow", "server",
-        "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
-
-
-def log_report(spec: SearchSpec, study: SearchStudy, text: str, file: str) -> str | None:
-    """Puts a file of text on the search's parent run; returns why MLflow did not take it, if so."""
-    if study.parent_run is None:
-        return "the search has no run there"
-    try:
-        _client(spec.tracking_uri).log_text(study.parent_run, text, file)
-    except Exception as error:  # of any of its stores; the report itself is written
-        return str(error).splitlines()[0]
-    return None
-
-
-def register(spec: SearchSpec, model_uri: str, name: str, alias: str | None) -> str:
-    """Registers a logged model under a name, with an alias if given; returns the version.
-
-    Raises:
-        TrackingError: if MLflow refuses, with its reason.
-    """
-    from mlflow.exceptions import MlflowException
-
-    client = _client(spec.tracking_uri)
-    try:
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        model = client.get_logged_model(model_uri.removeprefix("models:/"))
-        version = client.create_model_version(
-            name, source=model_uri, run_id=model.source_run_id, model_id=model.model_id
-        ).version
-        if alias is not None:
-            client.set_registered_model_alias(name, alias, version)
-    except MlflowException as error:
-        raise TrackingError(f"MLflow did not register {name!r}: {error}") from error
-    return str(version)
-
-
-def _refused(error: Exception, uri: str) -> None:
-    """Raises `Refused` where `error` says that a server does not take the caller."""
-    if any(code in str(error) for code in ("error code 401", "error code 403", "PERMISSION_DENIED")):
-        raise Refused(
-            f"MLflow at {uri} wants a user and a password that it knows; set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN)"
-        ) from error
-
-
-def ask_server(uri: str) -> str:
-    """Asks MLflow for an experiment; returns its address, without what is secret in it.
-
-    Raises:
-        Refused: if it does not know the user.
-        TrackingError: if it does not answer.
-    """
-    shown = _shown(uri)
-    try:
-        _client(uri).search_experiments(max_results=1)
-    except Exception as error:  # of any of its stores
-        _refused(error, shown)
-        said = next(iter(str(error).replace(uri, shown).splitlines()), type(error).__name__)
-        raise TrackingError(
-            f"MLflow at {shown} does not answer: {said}; see that it runs, and that its address is right"
-        ) from error
-    return shown
-
-
-def experiment_stage(uri: str, name: str) -> str | None:
-    """`active` or `deleted`, or None where a store has no such experiment."""
-    found = _client(uri).get_experiment_by_name(name)
-    return None if found is None else str(found.lifecycle_stage)
-
-
-def _shown(uri: str) -> str:
-    """An address without a user and a password."""
-    return re.sub("://[^/]*@", "://", uri)
-
-
-def store_files(spec: SearchSpec, run: str, folder: Path, path: str) -> dict[str, str]:
-    """Keeps a folder's files as artifacts of a run; returns what `fetch_files` needs to find them."""
-    _client(spec.tracking_uri).log_artifacts(run, str(folder), path)
-    return {"uri": _shown(spec.tracking_uri), "run": run, "path": path}
-
-
-def fetch_files(stored: Mapping[str, str], to: Path) -> None:
-    """Brings what `store_files` kept to the folder `to`, in place of what is there.
-
-    MLflow is asked at MLFLOW_TRACKING_URI, or else where the cluster knows it.
-
-    Raises:
-        Refused: if MLflow does not know the user.
-        TrackingError: if it cannot be reached from here.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or stored["uri"]
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export-") as folder:
-        try:
-            fetched = _client(uri).download_artifacts(stored["run"], stored["path"], folder)
-        except Exception as error:
-            _refused(error, stored["uri"])
-            raise TrackingError(
-                f"the files cannot be fetched from MLflow at {stored['uri']}: {error}; if it has another "
-                "address here, set MLFLOW_TRACKING_URI to that"
-            ) from error
-        shutil.rmtree(to, ignore_errors=True)
-        os.replace(fetched, to)
-
-
-@dataclass(frozen=True)
-class ChildRun:
-    """What MLflow knows of a trial: status, state tag, whether it has a model, a metric told twice."""
-
-    run_id: str
-    status: str
-    state: str
-    model: bool
-    repeated: str
-
-
-def child_runs(spec: SearchSpec, study: SearchStudy) -> dict[int, list[ChildRun]]:
-    """The child runs of a study, by trial number."""
-    client, links = _client(spec.tracking_uri), Links(spec, study)
-    found: dict[int, list[ChildRun]] = {}
-    for run in _all_runs(client, spec, study):
-        number = run.data.tags.get(number_tag(study.role))
-        if number is None:
-            continue
-        repeated = ""
-        for metric in ("val_loss",):
-            steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
-            repeated = metric if len(set(steps)) < len(steps) else repeated
-        found.setdefault(int(number), []).append(
-            ChildRun(
-                run_id=run.info.run_id,
-                status=run.info.status,
-                state=run.data.tags.get(STATE_TAG, ""),
-                model=links.model(run.info.run_id) is not None,
-                repeated=repeated,
-            )
-        )
-    return found
-
-
-def _all_runs(client: MlflowClient, spec: SearchSpec, study: SearchStudy) -> Iterator[Run]:
-    experiment = client.get_experiment_by_name(spec.tracking.experiment)
-    token = None
-    while experiment is not None:
-        page = client.search_runs(
-            [experiment.experiment_id],
-            f"tags.`{SEARCH_TAG}` = '{study.search_id}'",
-            max_results=500,
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return

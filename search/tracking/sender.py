@@ -29,7 +29,8 @@ from search.errors import Refused, TransferSearchError
 from search.home import Home
 from search.spec.search_spec import read_spec
 from search.study.storage import write_ahead
-from search.tracking.runs import Runs, load_mlflow
+from search.tracking.client import load_mlflow
+from search.tracking.runs import Runs
 from search.tracking.tracker import outbox_file
 
 __all__ = ["Sender", "main"]

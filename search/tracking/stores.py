@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from search.errors import TrackingError
-from search.tracking.runs import ask_server, experiment_stage
+from search.tracking.client import ask_server, experiment_stage
 
 if TYPE_CHECKING:
     from search.spec.search_spec import SearchSpec

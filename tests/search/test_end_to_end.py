@@ -101,19 +101,21 @@ def _number(name: str) -> str:
 
 def test_an_export_predicts_by_itself(inside: Path, tmp_path: Path) -> None:
     printed = transfer_search("export", "small", "--to", tmp_path / "out")
-    assert printed.count("as recorded") == 2
+    assert printed.count("as recorded") == 3
+    assert printed.count("at their own sizes") == 2
     digits = load_digits()
     paths = []
     for index in range(6):
         paths.append(tmp_path / f"{index}.png")
         Image.fromarray(_grey(digits.images[index])).save(paths[-1])
     both = []
-    for kind in ("model.pt2", "model.safetensors"):
+    for kind in ("model.onnx", "model.pt2", "model.safetensors"):
         alone = tmp_path / kind.replace(".", "-")
         alone.mkdir()
         (alone / kind).write_bytes((tmp_path / "out" / kind).read_bytes())
         both.append(json.loads(transfer_search("predict", alone, *paths, "--json")))
-    assert [row["label"] for row in both[0]] == [row["label"] for row in both[1]]
+    labels = [[row["label"] for row in one] for one in both]
+    assert labels[0] == labels[1] == labels[2]
     truth = [str(label) for label in digits.target[:6]]
     right = sum(row["label"] == true for row, true in zip(both[0], truth, strict=True))
     assert right >= 4

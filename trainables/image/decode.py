@@ -24,6 +24,7 @@ __all__ = [
     "Decoded",
     "UnreadableImage",
     "decode",
+    "pixels",
     "read",
     "to_frame",
 ]
@@ -59,7 +60,7 @@ _UPRIGHT = {
 }
 
 # A wider image is cut before it is resized: 1 x 50,000 pixels would else pass through gigabytes.
-_WIDEST = 16
+WIDEST = 16
 
 
 class UnreadableImage(DataError):
@@ -128,6 +129,19 @@ def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
     return Decoded(image=torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), mode=mode)
 
 
+def pixels(image: Image.Image) -> Tensor:
+    """A picture that is decoded already, upright, in colour and on white: uint8 [3, H, W].
+
+    Raises:
+        UnreadableImage: where its pixels have no known range.
+    """
+    try:
+        found = _rgb(_upright(image))
+    except _Refused as exc:
+        raise UnreadableImage(str(exc), "the given picture") from None
+    return torch.from_numpy(found).permute(2, 0, 1).contiguous()
+
+
 def to_frame(image: Tensor, size: int, interpolation: str) -> Tensor:
     """The centre square of an image, antialiased: uint8 [..., 3, H, W] -> [..., 3, size, size].
 
@@ -143,7 +157,7 @@ def to_frame(image: Tensor, size: int, interpolation: str) -> Tensor:
             f"size must be at least 1 and the interpolation one of {', '.join(INTERPOLATIONS)}"
         )
     height, width = image.shape[-2:]
-    longest = _WIDEST * min(height, width)
+    longest = WIDEST * min(height, width)
     if max(height, width) > longest:
         image = functional.center_crop(image, [min(height, longest), min(width, longest)])
     # Strides choose the kernel that resizes; one layout, one result.

@@ -112,6 +112,20 @@ class Store:
         )
         return kept, False
 
+    def image(self, place: int) -> Tensor:
+        """An image as its source has it, decoded anew where it is a file: uint8 [3, H, W].
+
+        Raises:
+            UnreadableImage: where the file has changed since.
+        """
+        scan = self.scan()
+        if scan.native is not None:
+            assert self._native is not None
+            return _colour(torch.from_numpy(self._native[place : place + 1].copy()))[0]
+        paths = self._source.listing().paths
+        assert paths is not None
+        return read(Path(paths[place]), self._max_pixels).image
+
     def _built(self, kept: Callable[[], T | None], build: Callable[[], None]) -> T:
         """What is kept, built under the lock of this source where nothing whole is."""
         for _ in range(_ATTEMPTS):

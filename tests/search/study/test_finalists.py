@@ -38,7 +38,7 @@ from search.study.finalists import (
     verdict,
 )
 from search.study.search_study import Ending, SearchStudy
-from search.tracking.runs import fetch_files
+from search.tracking.artifacts import fetch_files
 from tests.search.commands import rows, transfer_search
 from tests.search.specs import SMALL, small
 from trainables import image_transfer

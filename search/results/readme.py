@@ -1,0 +1,111 @@
+"""The README of an export: what somebody needs who has the folder and nothing else."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import search
+from search.home import Home
+from search.spec.search_spec import read_spec
+from search.study.finalists import mean_text
+from trainables.image import backbones
+from trainables.image.data import ImageData
+from trainables.image.graphs import FILES, opset
+from trainables.training.model import Card
+
+__all__ = ["interval", "readme"]
+
+_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "pillow")
+_LEVEL = 1.959964  # standard deviations that hold 95 % of a normal distribution
+
+
+def readme(
+    home: Home,
+    row: Mapping[str, Any],
+    card: Card,
+    data: ImageData,
+    formats: Sequence[str],
+    checks: Sequence[str],
+    folder: Path,
+) -> str:
+    """The text of an export's README, in Markdown.
+
+    Args:
+        home: the search's.
+        row: the trial's, as `rows.chosen` gives it.
+        card: the model's.
+        data: what it was trained on.
+        formats: that were written, into `folder`.
+        checks: what was found when they were read back.
+        folder: where they lie.
+    """
+    pages = Environment(
+        loader=PackageLoader("search.results"), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    text = pages.get_template("export.md.j2").render(
+        search=home.name,
+        row=row,
+        card=card,
+        formats=formats,
+        checks=checks,
+        opset=opset(folder / FILES["onnx"]) if "onnx" in formats else None,
+        date=datetime.date.today().isoformat(),
+        version=search.__version__,
+        source=read_spec(home.spec).data.source,
+        sizes={name: f"{len(indices):,}" for name, indices in data.splits.items()},
+        fingerprint=data.fingerprint,
+        metrics=list(_metrics(row, card, data)),
+        licence=backbones.licence(card.backbone, card.weights),
+        versions=", ".join(
+            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]
+        ),
+    )
+    return text.replace("\\\n", "")
+
+
+def _metrics(row: Mapping[str, Any], card: Card, data: ImageData) -> Iterator[dict[str, Any]]:
+    """The model's own metrics, then what its trial's fresh runs had together."""
+    for name, value in card.metric.items():
+        if not name.startswith(("val_", "test_")):
+            continue
+        split = "validation" if name.startswith("val_") else "test"
+        count = len(data.splits[split])
+        bounds = interval(value, count) if name.endswith("_accuracy") else None
+        yield {
+            "name": name,
+            "value": value,
+            "interval": "" if bounds is None else "{:.4f} to {:.4f}".format(*bounds),
+            "of": f"this model on {count:,} {split} images",
+        }
+    for finalist in row.get("finalists", ()):
+        if finalist["trial"] != row["trial"]:
+            continue
+        told = {row["objective"]: finalist, **finalist["test"]}
+        for name, summary in told.items():
+            if summary["mean"] is None:
+                continue
+            bounds = summary["interval"]
+            yield {
+                "name": name,
+                "value": summary["mean"],
+                "interval": "" if bounds is None else "{:.4f} to {:.4f}".format(*bounds),
+                "of": f"{len(summary['values'])} fresh runs, {mean_text(summary)}",
+            }
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` independent cases (Wilson, 1927)."""
+    if count == 0:
+        return 0.0, 1.0
+    squared = _LEVEL**2 / count
+    center = (share + squared / 2) / (1 + squared)
+    half = _LEVEL / (1 + squared) * math.sqrt(share * (1 - share) / count + squared / (4 * count))
+    return max(0.0, center - half), min(1.0, center + half)

@@ -1,0 +1,127 @@
+"""A trial's model on its way into MLflow's registry: judged first, exported, then registered."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from search.errors import BadInput
+from search.home import Home
+from search.results.export import ExportedModel, opened_model
+from search.results.rows import opened
+from search.tracking.registry import Candidate, check_names, defended, registered
+from trainables.image.graphs import FILES, HELPERS, WholeModel, read_graph, write_graph, write_helper
+from trainables.training.metrics import scores
+
+__all__ = ["Registration"]
+
+_BATCH = 64
+
+
+class Registration:
+    """What `export --register` asks for.
+
+    Args:
+        home: the search's.
+        trial, finalist: which model, as `opened_model` takes them.
+        name: of the registered model.
+        alias: that the new version is to have.
+
+    Raises:
+        BadInput: if MLflow would not take the name or the alias, or knows no run of the trial.
+    """
+
+    def __init__(
+        self, home: Home, trial: int | None, finalist: int | None, name: str, alias: str | None
+    ) -> None:
+        check_names(name, alias)
+        self._name, self._alias = name, alias
+        self._home = home
+        self._spec, self._study = opened(home)
+        self._model = opened_model(home, trial, finalist)
+        if self._model.row["mlflow_run_id"] is None:
+            raise BadInput(
+                f"MLflow has no run of trial {self._model.row['trial']}; send it with "
+                f"`transfer-search doctor {home.name} --repair`"
+            )
+
+    @cached_property
+    def _candidate(self) -> Candidate:
+        row, data = self._model.row, self._model.data
+        metric, direction = next(iter(self._spec.search.objective.items()))
+        metrics = dict(self._model.loaded.card.metric)
+        told = f"{metric} {row['value']:.4f} at epoch {row['epoch']}"
+        return Candidate(
+            search=self._home.name,
+            search_id=self._study.search_id,
+            trial=row["trial"],
+            run=row["mlflow_run_id"],
+            epoch=row["epoch"],
+            metric=metric,
+            direction=direction,
+            value=row["value"],
+            data=data.fingerprint,
+            metrics=metrics,
+            params=row["params"],
+            description=(
+                f"Trial {row['trial']} of the search **{self._home.name}**: {told}, on "
+                f"{len(data.splits['validation']):,} validation images of `{self._spec.data.source}` "
+                f"(fingerprint `{data.fingerprint}`).\n\n"
+                "Takes the bytes of image files in the column `image` (base64 over HTTP); "
+                f"gives `label`, `probability` and `probabilities` of {', '.join(data.classes[:20])}"
+                + ("…" if len(data.classes) > 20 else ".")
+            ),
+        )
+
+    def check(self, *, force: bool) -> None:
+        """Checks that the alias may move to this model.
+
+        Raises:
+            BadInput: if a better model has it, with both values, unless `force`.
+        """
+        if self._alias is not None and not force:
+            defended(self._spec, self._candidate, self._name, self._alias, self._measure)
+
+    def make(self, exported: Path | None) -> str:
+        """Registers the model, with the graph in the folder if it is there; returns the version."""
+        with tempfile.TemporaryDirectory(prefix="register-") as temporary:
+            folder = exported
+            if folder is None or not (folder / FILES["onnx"]).exists():
+                folder = Path(temporary)
+                write_graph("onnx", WholeModel(self._model.loaded), folder / FILES["onnx"])
+                write_helper("onnx", folder)
+            return registered(
+                self._spec,
+                self._candidate,
+                self._name,
+                self._alias,
+                graph=folder / FILES["onnx"],
+                code=folder / HELPERS["onnx"],
+                example=_encoded(self._model),
+            )
+
+    def _measure(self, graph: Path) -> float | None:
+        """The value of another graph on this model's validation images; None where it tells other classes."""
+        classifier, data = read_graph("onnx", graph), self._model.data
+        metric = self._candidate.metric.removeprefix("val_")
+        if classifier.card.classes != data.classes:
+            return None
+        preprocessing = classifier.card.preprocessing
+        frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)
+        indices = data.splits["validation"]
+        logits = torch.cat([classifier.logits(frames[batch]) for batch in indices.split(_BATCH)])
+        value = getattr(scores(logits, data.labels[indices]), metric, None)
+        return None if value is None else float(value)
+
+
+def _encoded(model: ExportedModel) -> bytes:
+    """A validation image as the bytes of a file."""
+    image = model.data.image(int(model.data.splits["validation"][0]))
+    output = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(output, "PNG")
+    return output.getvalue()
