@@ -28,6 +28,7 @@ from trainables.image.inventory import DataReport, reported
 from trainables.image.manifests import manifest
 from trainables.image.sources import Source
 from trainables.image.store import Progress, Scan, Store
+from trainables.training.ahead import placed
 from trainables.training.splits import SPLITS, UNSPLIT, Assignment, assign, limited
 
 __all__ = [
@@ -186,13 +187,29 @@ class Frames:
         Raises:
             IndexError: for an index below 0 or not below the length.
         """
+        return self._framed(self._taken(indices))
+
+    def on(self, device: torch.device, indices: Tensor) -> Tensor:
+        """The frames at `indices` on `device`: small images go to a GPU as they are and are enlarged there.
+
+        A GPU may round a grey level differently, so that what is measured is read with `[...]`.
+        """
+        if device.type == "cpu" or not self._is_native:
+            return placed(self[indices], device)
+        return self._framed(placed(self._taken(indices), device))
+
+    def _taken(self, indices: Tensor) -> Tensor:
+        """The rows at `indices` as they are kept."""
         wanted = indices.detach().cpu().numpy()
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(
                 f"indices from {wanted.min()} to {wanted.max()} were asked for, but there are "
                 f"{len(self)} frames"
             )
-        rows = torch.from_numpy(np.take(self._rows, self._places[wanted], axis=0))
+        return torch.from_numpy(np.take(self._rows, self._places[wanted], axis=0))
+
+    def _framed(self, rows: Tensor) -> Tensor:
+        """Rows as they are kept as frames."""
         if not self._is_native:
             return rows
         if not len(rows):

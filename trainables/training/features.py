@@ -8,7 +8,7 @@ trial pruned after one epoch never pays for the second view.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import timm
@@ -20,6 +20,7 @@ from trainables.files.cache import Cache, digest
 from trainables.image.augment import Policy
 from trainables.image.data import Frames
 from trainables.seeds import derived_seed, sample_seeds
+from trainables.training.ahead import ahead, placed
 from trainables.training.inference import engine, fast_passes
 from trainables.training.model import TransferModel
 
@@ -27,10 +28,9 @@ __all__ = ["FrozenFeatures"]
 
 _CODE_VERSION = 3  # raise it when the same key would give other bytes
 _CHUNK = 128  # images of one cache entry: small enough for two workers to share a view
-_BATCH = {
-    "cpu": 32,
-    "cuda": 512,
-}  # on CPUs the maps of a larger batch fall out of the cache: 1.3 times slower
+_GPU_CHUNKS = 16  # as many in one entry on a GPU, which would often wait between small ones
+_BATCH = {"cpu": 32, "cuda": 256}
+"""Images in a pass; on CPUs the maps of a larger batch fall out of the cache: 1.3 times slower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class FrozenFeatures:
     def view(self, number: int) -> Tensor:
         """Features of one view, [N, F] in the kept dtype, on the device; not to be written to."""
         number = 0 if self.policy.is_identity else number
-        chunks = self.indices.split(_CHUNK)
+        chunks = self.indices.split(_CHUNK * (_GPU_CHUNKS if self.device.type == "cuda" else 1))
 
         def compute(position: int) -> Tensor:
             return self._features(chunks[position], number)
@@ -101,16 +101,25 @@ class FrozenFeatures:
         return self.dtype != torch.float32
 
     def _features(self, chunk: Tensor, number: int) -> Tensor:
-        root = derived_seed("view", number)
         trunk = self.model.trunk
         passes = fast_passes(trunk, self.policy.image_size) if self._is_fast else trunk
-        parts = []
+        with torch.no_grad():
+            parts = [
+                passes(self.model.normalised(inputs)).to(self.dtype)
+                for (inputs,) in ahead(self._drawn(chunk, number), self.device)
+            ]
+        return torch.cat(parts).cpu()
+
+    def _drawn(self, chunk: Tensor, number: int) -> Iterator[tuple[Tensor]]:
+        """The view's inputs, batch by batch."""
+        root = derived_seed("view", number)
         for batch in chunk.split(_BATCH[self.device.type]):
-            frames = self.frames[batch].to(self.device)
-            inputs = self.policy(frames, sample_seeds(root, batch).to(self.device))
-            with torch.no_grad():
-                parts.append(passes(self.model.normalised(inputs)).to("cpu", self.dtype))
-        return torch.cat(parts)
+            seeds = placed(sample_seeds(root, batch), self.device)
+            if self._is_fast:
+                frames = self.frames.on(self.device, batch)
+            else:  # what a metric is computed of has the same frames on every device
+                frames = placed(self.frames[batch], self.device)
+            yield (self.policy(frames, seeds),)
 
 
 def _arithmetic(device: torch.device) -> str:

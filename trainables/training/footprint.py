@@ -22,6 +22,7 @@ __all__ = ["GIB", "keep_within", "peak_bytes"]
 
 GIB = 2**30
 _STEPS = 2
+_EVALUATED = 128  # one batch of an evaluation on a GPU
 
 
 def keep_within(share: float) -> None:
@@ -61,7 +62,7 @@ def _measured(hparams: dict[str, Any], data: dict[str, Any], cache_dir: Path, se
     part = replace(
         config,
         train_limit=max(_STEPS * trial.batch_size, classes),
-        validation_limit=max(64, classes),
+        validation_limit=max(_EVALUATED, classes),
         test_limit=classes,
     )
     images = load(part, cache_dir=cache_dir)
