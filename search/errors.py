@@ -6,6 +6,7 @@
     │   ├── UnknownSearch        no search of that name
     │   ├── SearchBusy           another driver holds the search
     │   └── Refused              a server wants a token or a password that it was not given
+    ├── AllFailedAlike           the first trials all failed, of one cause
     ├── CheckpointsError         what trials keep at an address cannot be read or written
     ├── ExportMismatch           an exported model does not reproduce the recorded metric
     └── TrackingError            MLflow cannot be reached or refused
@@ -20,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = [
+    "AllFailedAlike",
     "BadInput",
     "CheckpointsError",
     "ExportMismatch",
@@ -55,6 +57,10 @@ class SearchBusy(BadInput):
 
 class Refused(BadInput):
     """A server wants a token or a password, and was given none or a wrong one."""
+
+
+class AllFailedAlike(TransferSearchError):
+    """The first trials of a search all failed of one cause, and the rest would too."""
 
 
 class CheckpointsError(TransferSearchError):

@@ -40,7 +40,7 @@ class Board:
         role: what a trial is called.
         label: what is shown for its number.
         doing: what a running trial is at, in words, where that takes long.
-        until: when the time is over, in seconds since the epoch.
+        until: when the time is over, on the clock of `time.monotonic`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Board:
         self._label = label
         self._doing = doing
         self._until = until
-        self._began = time.time()
+        self._began = time.monotonic()
         self._rows: dict[int, dict[str, Any]] = {}
         self._metric = next(iter(spec.search.objective))
         self._knobs = [name for name, domain in spec.space.items() if domain.sampled]
@@ -162,8 +162,8 @@ class Board:
             f"{counts.pruned} pruned",
             f"{counts.failed} failed",
             f"best {best[1]:.4f} ({self._role} {self._label(best[0])})" if best else "no best yet",
-            duration(time.time() - self._began),
+            duration(time.monotonic() - self._began),
         ]
         if self._until is not None:
-            parts.append(f"{duration(max(0, self._until - time.time()))} left")
+            parts.append(f"{duration(max(0, self._until - time.monotonic()))} left")
         return Text("  ·  ".join(parts), style="bold")

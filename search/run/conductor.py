@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -16,7 +16,8 @@ from search.errors import CheckpointsError
 from search.home import Home
 from search.run.capacity import Capacity
 from search.run.checkpoints import Checkpoints
-from search.run.failures import Failure, FailureKind
+from search.run.deadlines import Deadlines, Overdue
+from search.run.failures import Alike, Failure, FailureKind
 from search.run.settlement import settled
 from search.study.search_study import Assignment, Ending, SearchStudy
 from trainables.record import BEST, EPOCHS, METRICS, TEST_METRICS, TOLD
@@ -27,6 +28,10 @@ log = logging.getLogger(__name__)
 
 _STARTS_WITHIN = 0.05
 """Seconds in which a process that is there takes a trial that was handed out, unless a draw is in the way."""
+
+
+MOVES = 5
+"""How often a trial may lose its node without one more epoch."""
 
 
 class NoTrial(Enum):
@@ -99,6 +104,10 @@ class Conductor:
         self._handed_out = 0.0
         self._max_epochs: dict[int, int] = {}
         self._failures: dict[int, int] = {}
+        self._moves: dict[int, int] = {}  # since the trial's last new epoch
+        self._deadlines = Deadlines(study.spec.search.trial_time)
+        self._overdue: dict[int, Overdue] = {}
+        self._alike = Alike() if not any(map(study.told, range(self._begun))) else None
         self._shares: dict[int, float] = {}
         self._runless: set[int] = set()  # trials whose MLflow run is not written down: none waits for it
         self._told: dict[int, set[int]] = {}
@@ -106,7 +115,7 @@ class Conductor:
 
     def next(self, tune_id: str) -> dict[str, Any] | NoTrial:
         """A trial's configuration, or why there is none."""
-        if self.should_stop():
+        if self.should_end():
             return NoTrial.EVER_AGAIN
         if not self._capacity.for_more_than(len(self._numbers)):
             is_idle = time.monotonic() - self._handed_out > _STARTS_WITHIN
@@ -125,6 +134,7 @@ class Conductor:
         self._handed_out = time.monotonic()
         self._max_epochs[number] = assignment.hparams.max_epochs
         self._told[number] = set(self.study.told(number))
+        self._deadlines.handed_out(assignment)
         for observer in self._observers:
             observer.trial_started(assignment)
         self._runless.add(number)
@@ -147,6 +157,8 @@ class Conductor:
             if f"{BEST}/{name}" in result
         }
         self._last[number] = best
+        self._alike = None
+        self._deadlines.epoch_ended(number, epoch)
         for text in result.get(TOLD, ()):
             for observer in self._observers:
                 observer.damage_found(number, text)
@@ -174,6 +186,7 @@ class Conductor:
         """Tells everybody of an epoch that the study does not have; whether the trial may go on."""
         number, metrics = self._numbers[tune_id], {name: float(told[name]) for name in METRICS}
         self._told[number].add(epoch)
+        self._moves.pop(number, None)
         for observer in self._observers:
             observer.epoch_ended(number, epoch, metrics)
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -186,11 +199,15 @@ class Conductor:
     def failed(self, tune_id: str, failure: Failure) -> bool:
         """Takes note that a trial's attempt failed; whether it is to be tried again."""
         number = self._numbers[tune_id]
+        self._deadlines.failed(number)
+        if overdue := self._overdue.pop(number, None):
+            failure = Failure(kind=FailureKind.OTHER, message=overdue.reason, traceback=overdue.reason)
+            if not overdue.hangs:
+                ending = Ending.PRUNED if self._last.get(number) else Ending.ERRORED
+                self._end(tune_id, ending, overdue.reason)
+                return False
         if failure.kind is FailureKind.NODE_LOST:
-            moves = self.study.moved(number)
-            for observer in self._observers:
-                observer.trial_moved(number, moves)
-            return True
+            return self._moved(tune_id)
         for observer in self._observers:
             observer.attempt_failed(number, failure.traceback)
         if failure.kind is FailureKind.OUT_OF_GPU_MEMORY:
@@ -199,7 +216,39 @@ class Conductor:
         if self._failures[number] <= self.study.spec.search.retries:
             return True
         self._end(tune_id, Ending.ERRORED, failure.traceback)
+        if self._alike is not None:
+            self._alike.failed(failure.message)
         return False
+
+    def _moved(self, tune_id: str) -> bool:
+        """Lets a trial that lost its node go on elsewhere, unless it loses one after another."""
+        number = self._numbers[tune_id]
+        self._moves[number] = self._moves.get(number, 0) + 1
+        moves = self.study.moved(number)
+        for observer in self._observers:
+            observer.trial_moved(number, moves)
+        if self._moves[number] <= MOVES:
+            return True
+        told = f"it lost its node {self._moves[number]} times without one more epoch"
+        self._end(tune_id, Ending.ERRORED, f"{told}; it may be what ends them")
+        return False
+
+    def overdue(self, running: Collection[str]) -> list[str]:
+        """Of the trials that have a process, those whose process is to be killed: they have no more time."""
+        numbers = {self._numbers[tune_id]: tune_id for tune_id in running if tune_id in self._numbers}
+        found = {each.number: each for each in self._deadlines.overdue(numbers)}
+        new = [number for number in found if number not in self._overdue]
+        self._overdue |= found
+        return [numbers[number] for number in new]
+
+    @property
+    def common_cause(self) -> str | None:
+        """Why no trial can run, where the first ones have all failed alike."""
+        return None if self._alike is None else self._alike.cause
+
+    def should_end(self) -> bool:
+        """Whether nothing more is to run: the search was told to stop, or no trial can run."""
+        return self.common_cause is not None or self.should_stop()
 
     def _out_of_memory(self, tune_id: str, said: str) -> bool:
         """Gives a trial a larger share of a GPU, once; whether it is to be tried again."""
@@ -217,12 +266,15 @@ class Conductor:
 
     def given_up(self, tune_id: str) -> None:
         """Takes back a trial that Tune will not try again, to hand it out once more."""
-        self._waiting.append(self._numbers.pop(tune_id))
+        number = self._numbers.pop(tune_id)
+        self._deadlines.ended(number)
+        self._waiting.append(number)
 
     def stopped(self) -> None:
         """Ends what still runs when the search stops before its time: `resume` goes on with it."""
+        reason = "no trial could run" if self.common_cause else "the search was stopped"
         for tune_id in list(self._numbers):
-            self._end(tune_id, Ending.INTERRUPTED, "the search was stopped")
+            self._end(tune_id, Ending.INTERRUPTED, reason)
 
     def takes_too_much(self) -> bool:
         """Whether one more trial would take what is another search's."""
@@ -234,6 +286,7 @@ class Conductor:
 
     def _end(self, tune_id: str, ending: Ending, reason: str = "") -> None:
         number = self._numbers.pop(tune_id)
+        self._deadlines.ended(number)
         best = self._last.pop(number, None) or None
         try:
             self._checkpoints.bring_home(number)

@@ -19,11 +19,13 @@ from typing import Any
 from rich.console import Console
 
 from search.console import progress_bar
+from search.errors import AllFailedAlike
 from search.home import LAUNCHED, Home, is_inside
 from search.run.board import Board
 from search.run.capacity import Capacity
 from search.run.checkpoints import Checkpoints
 from search.run.conductor import Conductor
+from search.run.failures import Alike
 from search.run.preflight import planned, refusals
 from search.run.ray_session import cluster_ray, local_ray
 from search.run.settlement import settled
@@ -102,8 +104,11 @@ def resume(
     spec = read_spec(home.spec)
     if problems := refusals(spec, home, is_new=False):
         planned(spec, home, None, problems)
-    with home.lock(), ready_sender(home) as sender, _ray(preloaded=True):
-        study = SearchStudy.create(spec, home)
+    with ExitStack() as stack:
+        stack.enter_context(home.lock())
+        study = SearchStudy.open(spec, home)
+        sender = stack.enter_context(ready_sender(home))
+        stack.enter_context(_ray(preloaded=True))
         with progress_bar(console) as progress:
             planned(spec, home, progress)
 
@@ -198,7 +203,11 @@ def run_study(
         run = partial(_run_trials, console=console, stopped=stopped, trainable=trainable)
         if seconds is None and spec.search.time is not None:
             seconds = max(0.0, spec.search.time - study.seconds_spent)
-        outcome = run(study, home, trackers[0], trial_config(spec), seconds=seconds)
+        try:
+            outcome = run(study, home, trackers[0], trial_config(spec), seconds=seconds)
+        except AllFailedAlike:
+            _finish(study, home, trackers, Outcome.STOPPED, console)
+            raise
         if outcome is Outcome.FINISHED and candidates(study):
             finalists = FinalistStudy.begin(study, home)
             home.finalists.make()
@@ -225,8 +234,8 @@ def _run_trials(
 ) -> Outcome:
     """Runs one study's trials until its budget is met, `seconds` are over, or somebody stops it."""
     tracker.replay()
-    spec, began = study.spec, time.time()
-    until = None if seconds is None else began + seconds
+    spec, spent = study.spec, _Stopwatch(study)
+    until = None if seconds is None else time.monotonic() + seconds
     board = Board(
         spec,
         console,
@@ -237,6 +246,10 @@ def _run_trials(
         doing=home.doing,
         until=until,
     )
+
+    def is_late() -> bool:
+        return until is not None and time.monotonic() >= until
+
     conductor = Conductor(
         study,
         home,
@@ -244,16 +257,42 @@ def _run_trials(
         capacity=Capacity(spec),
         observers=(tracker, board),
         run_of=tracker.run_of,
-        should_stop=lambda: stopped.is_set() or (until is not None and time.time() >= until),
+        should_stop=lambda: spent.goes_on() and (stopped.is_set() or is_late()),
     )
     with board.live():
         run_trials(conductor, trainable=trainable)
-    study.seconds_spent += time.time() - began
+    spent.write()
+    if conductor.common_cause is not None:
+        raise AllFailedAlike(
+            f"the first {Alike.TRIALS} {study.role}s failed before an epoch, of one cause, and the search "
+            f"has stopped: {conductor.common_cause}; mend that and go on with `transfer-search resume "
+            f"{spec.name} --retry-failed`"
+        )
     progress = study.progress()
     if not progress.left and not progress.running:
         return Outcome.FINISHED
-    is_late = until is not None and time.time() >= until
-    return Outcome.TIME_OVER if is_late and not stopped.is_set() else Outcome.STOPPED
+    return Outcome.TIME_OVER if is_late() and not stopped.is_set() else Outcome.STOPPED
+
+
+class _Stopwatch:
+    """Writes down, twice a minute, how long a study was worked on: by a clock that nobody sets."""
+
+    _SECONDS = 30.0
+
+    def __init__(self, study: SearchStudy) -> None:
+        self._study = study
+        self._written = time.monotonic()
+
+    def goes_on(self) -> bool:
+        """True, always; writes where it is time to."""
+        if time.monotonic() - self._written > self._SECONDS:
+            self.write()
+        return True
+
+    def write(self) -> None:
+        now = time.monotonic()
+        self._study.seconds_spent += now - self._written
+        self._written = now
 
 
 def _finish(

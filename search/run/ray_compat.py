@@ -33,6 +33,7 @@ __all__ = [
     "end_idle_processes",
     "failure",
     "failure_of",
+    "kill_process",
     "machine_resources",
     "output_of_job",
     "prepare",
@@ -106,6 +107,15 @@ def prepare(tune_controller: Any) -> None:
 def end_idle_processes(tune_controller: Any) -> None:
     """Ends the processes that Tune keeps for trials to come."""
     tune_controller._tune_controller._cleanup_cached_actors(force_all=True)
+
+
+def kill_process(tune_controller: Any, trial: Trial) -> None:
+    """Kills the process of a trial that has one; Tune then tells that the trial's attempt failed."""
+    controller = tune_controller._tune_controller
+    tracked = controller._trial_to_actor.get(trial)
+    found = controller._actor_manager._live_actors_to_ray_actors_resources.get(tracked)
+    if found is not None:
+        ray.kill(found[0])
 
 
 # How a trial's attempt failed

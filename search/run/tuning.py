@@ -18,7 +18,7 @@ from ray.tune.search import Searcher, SearchGenerator
 from ray.tune.stopper import Stopper
 
 from search.run.conductor import Conductor, NoTrial
-from search.run.ray_compat import end_idle_processes, failure_of, prepare
+from search.run.ray_compat import end_idle_processes, failure_of, kill_process, prepare
 
 __all__ = ["Trainable", "run_trials"]
 
@@ -58,6 +58,9 @@ class _Unsaved(SearchGenerator):  # type: ignore[misc]
         """Saves nothing."""
 
 
+_WATCH_SECONDS = 1.0
+
+
 class _StudyScheduler(FIFOScheduler):  # type: ignore[misc]
     """Tune's scheduler: asks the conductor after each epoch.
 
@@ -68,6 +71,7 @@ class _StudyScheduler(FIFOScheduler):  # type: ignore[misc]
     def __init__(self, conductor: Conductor) -> None:
         super().__init__()
         self._conductor = conductor
+        self._watched = time.monotonic()
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if not self._conductor.known(trial.trial_id):
@@ -83,11 +87,22 @@ class _StudyScheduler(FIFOScheduler):  # type: ignore[misc]
                 trial.update_resources({"cpu": self._conductor.study.spec.resources.cpu, "gpu": share})
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        self._watch(tune_controller)
         trial: Trial | None = super().choose_trial_to_run(tune_controller)
         if trial is None and self._conductor.takes_too_much():
             # Tune keeps the process of the trial that ended last, and with it what another search needs.
             end_idle_processes(tune_controller)
         return trial
+
+    def _watch(self, tune_controller: Any) -> None:
+        """Kills the processes of trials that have no more time, about once a second."""
+        if time.monotonic() - self._watched < _WATCH_SECONDS:
+            return
+        self._watched = time.monotonic()
+        live = {each.trial_id: each for each in tune_controller.get_live_trials()}
+        running = [name for name, each in live.items() if each.status == Trial.RUNNING]
+        for tune_id in self._conductor.overdue(running):
+            kill_process(tune_controller, live[tune_id])
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         # Tune, which is told to retry for ever, adds a failed trial again.
@@ -132,7 +147,7 @@ def run_trials(conductor: Conductor, *, trainable: Trainable | None = None) -> N
         resources_per_trial={"cpu": spec.resources.cpu, "gpu": spec.resources.gpu},
         reuse_actors=True,
         max_failures=-1,  # the conductor counts them
-        stop=_StopWhen(conductor.should_stop),
+        stop=_StopWhen(conductor.should_end),
         raise_on_failed_trial=False,
         verbose=0,
         trial_dirname_creator=lambda trial: trial.trial_id,

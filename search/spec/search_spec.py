@@ -184,6 +184,7 @@ class Search(Section):
     objective: dict[Metric, Direction] = Field({"val_accuracy": "maximize"}, min_length=1)
     trials: int = Field(32, ge=1)
     time: Duration | None = None
+    trial_time: Duration | None = None
     max_epochs: int = Field(8, ge=1, le=10_000)
     sampler: Literal["tpe", "random", "gp", "cmaes", "qmc", "nsga2", "grid"] = "tpe"
     pruner: Literal["asha", "hyperband", "median", "wilcoxon", "none"] = "asha"

@@ -71,6 +71,7 @@ _STARTED = "started"
 _RUN = "mlflow_run_id"
 _MOVES = "moves"
 _EPOCHS = "epochs"
+_ID = "search_id"
 
 
 @dataclass(frozen=True)
@@ -159,24 +160,27 @@ class SearchStudy:
             directions=list(spec.search.objective.values()),
             load_if_exists=True,
         )
-        if "search_id" not in study.user_attrs:
+        if _ID not in study.user_attrs:
             study.set_user_attr("home", str(home.root))
-            study.set_user_attr("search_id", part_of.search_id if part_of else uuid.uuid4().hex)
             study.set_user_attr("budget", 0 if part_of else spec.search.trials)
             for params in [] if part_of else _first_params(spec):
                 study.enqueue_trial(params, skip_if_exists=True)
+            # The last of it: without an id it was never finished.
+            study.set_user_attr(_ID, part_of.search_id if part_of else uuid.uuid4().hex)
         return cls._ready(study, spec)
 
     @classmethod
     def find(cls, spec: SearchSpec, home: Home) -> Self | None:
-        """The study, if its storage holds it."""
+        """The study, if its storage holds it; makes nothing."""
+        if spec.storage_url is None and not (home.root / "study.db").exists():
+            return None
         try:
             study = optuna.load_study(
                 study_name=cls.study_name(spec), storage=DriverStorage(database(spec, home))
             )
         except KeyError:
             return None
-        return cls._ready(study, spec)
+        return cls._ready(study, spec) if _ID in study.user_attrs else None
 
     @classmethod
     def open(cls, spec: SearchSpec, home: Home) -> Self:
@@ -185,11 +189,14 @@ class SearchStudy:
         Raises:
             TransferSearchError: if its storage holds no such study.
         """
-        found = cls.find(spec, home)
-        if found is None:
+        found, folders = cls.find(spec, home), sum(1 for _ in home.checkpoints.glob("[0-9]*"))
+        if found is None or (folders and not found.trials()):
+            where = f"the storage {spec.storage}" if spec.storage else str(home.root / "study.db")
+            has = "holds no study of that name" if found is None else "knows none of its trials"
             raise TransferSearchError(
-                f"Optuna's storage of the search {spec.name!r} holds no study of that name; "
-                f"it was deleted, or {home.root} is another's: launch the spec under a new name"
+                f"Optuna's study of the search {spec.name!r} is gone: {where} {has}, though {home.root} has "
+                f"the folders of {folders} trials. Put the database back from a copy of it and try again; or "
+                f"launch {home.spec} under a new name, which begins anew and leaves these as they are"
             )
         return found
 
@@ -228,7 +235,7 @@ class SearchStudy:
     @property
     def search_id(self) -> str:
         """Names the search for ever, whatever its folder is called."""
-        return str(self._study.user_attrs["search_id"])
+        return str(self._study.user_attrs[_ID])
 
     @property
     def budget(self) -> int:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from search.errors import TransferSearchError
 from search.home import Home
-from search.run.conductor import Conductor
+from search.run.conductor import MOVES, Conductor, NoTrial
+from search.run.failures import Failure, FailureKind
 from search.run.settlement import settled
 from search.study.search_study import Assignment, Ending, SearchStudy
 from tests.search.specs import small
@@ -171,3 +173,137 @@ def test_what_is_given_up_keeps_the_epochs_it_wrote_down_and_the_metrics_of_its_
     assert study.reported(0) == {1: 0.1, 2: 0.2, 3: 0.3}
     (model / "delta.safetensors").write_bytes(b"torn")
     assert settled(study, home, 0, [ears], {"epoch": 1}) == {"epoch": 1}
+
+
+def lost() -> Failure:
+    return Failure(kind=FailureKind.NODE_LOST, message="its node has died", traceback="")
+
+
+def broken(message: str) -> Failure:
+    return Failure(kind=FailureKind.OTHER, message=message, traceback=f"Traceback\n{message}")
+
+
+def test_a_trial_that_loses_one_node_after_another_ends(home: Home) -> None:
+    conductor, _, ears = begin(home)
+    conductor.next("a")
+    for _ in range(MOVES):
+        assert conductor.failed("a", lost())
+    assert conductor.after_epoch("a", result(1))  # it goes on, so it may lose as many again
+    for _ in range(MOVES):
+        assert conductor.failed("a", lost())
+    assert not conductor.failed("a", lost())
+    assert [each[2] for each in ears.heard if each[0] == "moved"] == list(range(1, 2 * MOVES + 2))
+    assert ears.heard[-1][:3] == ("ended", 0, Ending.ERRORED)
+
+
+def test_first_trials_that_all_fail_alike_end_the_search_and_keep_its_budget(home: Home) -> None:
+    conductor, study, ears = begin(home, "search.retries=0", "search.trials=20")
+    for name in "abcd":
+        assert isinstance(conductor.next(name), dict)
+    for pid, name in enumerate("abc"):
+        assert conductor.common_cause is None
+        assert not conductor.failed(name, broken(f"OSError: no module in process {pid}"))
+    assert conductor.common_cause == "OSError: no module in process 2"
+    assert conductor.should_end()
+    assert conductor.next("e") is NoTrial.EVER_AGAIN
+    conductor.stopped()
+    assert ears.heard[-1][:3] == ("ended", 3, Ending.INTERRUPTED)
+    assert study.progress().left == 17
+
+
+@pytest.mark.parametrize("differs", ["the message", "an epoch was run", "an epoch was run before"])
+def test_failures_that_differ_end_no_search(home: Home, differs: str) -> None:
+    conductor, _, _ = begin(home, "search.retries=0", "search.trials=20")
+    if differs == "an epoch was run before":
+        conductor.next("before")
+        conductor.after_epoch("before", result(1))
+        conductor, _, _ = begin(home, "search.retries=0", "search.trials=20")
+    for name in "abc":
+        conductor.next(name)
+    if differs == "an epoch was run":
+        conductor.after_epoch("c", result(1))
+    for name in "abc":
+        conductor.failed(name, broken(f"OSError: {name if differs == 'the message' else ''}"))
+    assert conductor.common_cause is None
+
+
+def test_a_trial_whose_time_is_over_keeps_its_epochs_and_one_without_any_has_failed(home: Home) -> None:
+    conductor, study, _ = begin(home, "search.trial_time=1h")
+    now = 0.0
+    conductor._deadlines.clock = lambda: now
+    conductor.next("a")
+    conductor.next("b")
+    assert conductor.overdue(["a", "b"]) == []
+    conductor.after_epoch("a", result(1))
+    for now in map(float, range(0, 3600, 20)):  # noqa: B007 # an event loop that runs all the time
+        assert conductor.overdue(["a", "b"]) == []
+    now = 3601.0
+    assert conductor.overdue(["a", "b"]) == ["a", "b"]
+    assert conductor.overdue(["a", "b"]) == []  # once is enough
+    for name in "ab":
+        assert not conductor.failed(name, broken("the process was killed"))
+    records = {record.number: record for record in study.records()}
+    assert records[0].ending is Ending.PRUNED
+    assert records[1].ending is Ending.ERRORED
+    assert all("search.trial_time" in record.reason for record in records.values())
+    assert study.reported(0) == {1: 0.1}
+
+
+def test_a_process_that_hangs_is_known_by_its_kin_and_a_driver_that_slept_blames_nobody(home: Home) -> None:
+    conductor, study, _ = begin(home, "search.retries=0", "space.policy=none")
+    now = 0.0
+    conductor._deadlines.clock = lambda: now
+    for name in "abc":
+        conductor.next(name)
+    conductor.overdue("abc")
+    now = 5.0
+    conductor.after_epoch("a", result(1))
+    for now in map(float, range(5, 900, 20)):  # noqa: B007
+        assert conductor.overdue("abc") == []  # one alone is no kin
+    conductor.after_epoch("b", result(1))
+    now += 5000.0  # the driver was stopped
+    assert conductor.overdue("abc") == []
+    begun = now
+    while not (found := conductor.overdue("abc")):
+        now += 20.0
+    assert found == ["c"]
+    assert now - begun > 600
+    assert not conductor.failed("c", broken("the process was killed"))
+    assert "hangs" in study.records()[2].reason
+
+
+def test_a_search_whose_study_is_gone_is_not_begun_anew(home: Home) -> None:
+    conductor, study, _ = begin(home)
+    conductor.next("a")
+    home.trial(0).mkdir()
+    assert SearchStudy.open(study.spec, home).told(0) == frozenset()
+    kept = {path: path.read_bytes() for path in home.root.glob("study.db*")}
+    for path in kept:
+        path.unlink()
+    with pytest.raises(TransferSearchError, match=r"study\.db holds no study.*the folders of 1 trials"):
+        SearchStudy.open(study.spec, home)
+    assert not list(home.root.glob("study.db*"))
+    (home.root / "study.db").touch()
+    with pytest.raises(TransferSearchError, match="holds no study"):
+        SearchStudy.open(study.spec, home)
+    SearchStudy.create(study.spec, home)  # as an older version's resume did
+    with pytest.raises(TransferSearchError, match="knows none of its trials"):
+        SearchStudy.open(study.spec, home)
+
+
+def test_a_study_whose_making_was_interrupted_is_made_whole_by_the_launch(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = small()
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("optuna.Study.enqueue_trial", killed)
+        with pytest.raises(KeyboardInterrupt):
+            SearchStudy.create(spec, home)
+    assert SearchStudy.find(spec, home) is None
+    study = SearchStudy.create(spec, home)
+    assert study.budget == 6
+    assert study.search_id
