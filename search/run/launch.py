@@ -31,6 +31,7 @@ from search.run.ray_session import cluster_ray, local_ray
 from search.run.settlement import settled
 from search.run.tuning import Trainable, run_trials
 from search.spec.search_spec import SearchSpec, read_spec
+from search.study.earlier import start_of
 from search.study.finalists import FinalistStudy, candidates, standings, text, verdict
 from search.study.search_study import Ending, SearchStudy
 from search.tracking.tracker import Sender, Tracker, ready_sender
@@ -76,7 +77,8 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
 @contextmanager
 def _created(spec: SearchSpec, home: Home) -> Iterator[SearchStudy]:
     """A new study, which stays only if the search is launched before the block ends."""
-    study = SearchStudy.create(spec, home)
+    start = start_of(spec, home)
+    study = SearchStudy.create(spec, home, start=list(start.trials.values()) if start else ())
     try:
         yield study
     finally:

@@ -12,6 +12,7 @@ from search.errors import Problem, SpecError
 from search.home import Home, is_inside
 from search.spec.domains import Choice, Domain, Fixed, Range
 from search.spec.search_spec import SearchSpec
+from search.study.earlier import start_of
 from trainables.errors import DataError
 from trainables.files.cache import default_root
 from trainables.files.remote import Remote, RemoteError
@@ -60,6 +61,8 @@ class Plan:
             f"sampler {spec.search.sampler}, pruner {spec.search.pruner}, "
             f"a trial takes cpu {spec.resources.cpu:g}, gpu {spec.resources.gpu:g}"
         )
+        if start := start_of(spec, self.home):
+            yield start.line
         if spec.search.finalists:
             yield self._finalists()
         yield f"home: {self.home.root}"

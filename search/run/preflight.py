@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from search.errors import BadInput, Problem, SpecError, TrackingError
+from search.errors import BadInput, Problem, SpecError, TrackingError, TransferSearchError
 from search.home import Home, is_inside
 from search.run.capacity import Capacity
 from search.run.ray_session import cluster_ray
 from search.spec.search_spec import SearchSpec
+from search.study.earlier import start_of
 from search.study.search_study import SearchStudy
 from search.tracking.stores import check_store
 
@@ -45,6 +46,7 @@ def refusals(spec: SearchSpec, home: Home, *, is_new: bool = True) -> list[Probl
     problems = _capacity_problems(spec)
     if is_new:
         problems += _name_problems(spec, home)
+        problems += _start_problems(spec, home)
     if is_new or spec.tracking_uri.startswith("sqlite:"):
         problems += _store_problems(spec)
     return problems
@@ -76,6 +78,14 @@ def _capacity_problems(spec: SearchSpec) -> list[Problem]:
         Capacity.check(spec)
     except BadInput as error:
         return [Problem(place="resources", given=None, message=str(error))]
+    return []
+
+
+def _start_problems(spec: SearchSpec, home: Home) -> list[Problem]:
+    try:
+        start_of(spec, home)
+    except TransferSearchError as error:
+        return [Problem(place="search.start_from", given=repr(spec.search.start_from), message=str(error))]
     return []
 
 

@@ -179,7 +179,11 @@ class Finalists(Section):
 
 
 class Search(Section):
-    """How the space is searched."""
+    """How the space is searched.
+
+    `start_from` is the name, or the path of the home, of an earlier search, whose best configurations are
+    tried first.
+    """
 
     objective: dict[Metric, Direction] = Field({"val_accuracy": "maximize"}, min_length=1)
     trials: int = Field(32, ge=1)
@@ -191,6 +195,7 @@ class Search(Section):
     finalists: Finalists | None = None
     seed: int = Field(0, ge=0)
     retries: int = Field(1, ge=0, le=10)
+    start_from: str | None = Field(None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -341,6 +346,7 @@ def _paths_here(spec: SearchSpec) -> Iterator[Problem]:
     given = {
         "data.source": [spec.data.source] if _is_path(spec.data.source) else [],
         "data.root": [spec.data.root] if spec.data.root else [],
+        "search.start_from": [start] if os.sep in (start := spec.search.start_from or "") else [],
         "cache.dir": [spec.cache.dir] if spec.cache.dir else [],
         "space.weights": [each for each in _values(weights) if each not in _WEIGHTS] if weights else [],
         "tracking.uri": _RELATIVE_SQLITE.findall(spec.tracking.uri)
@@ -383,6 +389,9 @@ def _grid_problems(spec: SearchSpec, sampled: Mapping[str, Domain]) -> Iterator[
     if conditional or "sub_policies" in spec.space:
         message = "grid cannot sample a knob that is read only sometimes: " + ", ".join(conditional)
         yield Problem(place="search.sampler", given="grid", message=message + "; use tpe or random")
+    if spec.search.start_from is not None:
+        message = "has no use with the grid sampler, which runs every point of the grid; leave it out"
+        yield Problem(place="search.start_from", given=repr(spec.search.start_from), message=message)
     size = math.prod(map(points, sampled.values()))
     if spec.search.trials > size:
         message = f"must be at most {size}, the points of the grid"
@@ -398,6 +407,9 @@ def _absolute(spec: SearchSpec) -> SearchSpec:
     if data.root is not None:
         data = data.model_copy(update={"root": str(Path(data.root).expanduser().resolve())})
     update: dict[str, Any] = {"data": data}
+    if spec.search.start_from is not None and os.sep in spec.search.start_from:
+        path = Path(spec.search.start_from).expanduser().resolve()
+        update["search"] = spec.search.model_copy(update={"start_from": str(path)})
     if "uri" not in spec.tracking.model_fields_set and _TRACKING_VARIABLE in os.environ:
         update["tracking"] = spec.tracking.model_copy(update={"uri": f"${{{_TRACKING_VARIABLE}}}"})
     else:

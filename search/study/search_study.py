@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -149,8 +149,15 @@ class SearchStudy:
         return spec.name
 
     @classmethod
-    def create(cls, spec: SearchSpec, home: Home, *, part_of: SearchStudy | None = None) -> Self:
-        """A new study with the default trial enqueued, or the one that is already there.
+    def create(
+        cls,
+        spec: SearchSpec,
+        home: Home,
+        *,
+        part_of: SearchStudy | None = None,
+        start: Sequence[Mapping[str, Any]] = (),
+    ) -> Self:
+        """A new study with the default trial and then those of `start` enqueued, or the one that is there.
 
         One that is a part of another shares its search id, and begins with nothing to run.
         """
@@ -163,8 +170,8 @@ class SearchStudy:
         if _ID not in study.user_attrs:
             study.set_user_attr("home", str(home.root))
             study.set_user_attr("budget", 0 if part_of else spec.search.trials)
-            for params in [] if part_of else _first_params(spec):
-                study.enqueue_trial(params, skip_if_exists=True)
+            for params in [] if part_of else [*space.first_params(spec), *start]:
+                study.enqueue_trial(dict(params), skip_if_exists=True)
             # The last of it: without an id it was never finished.
             study.set_user_attr(_ID, part_of.search_id if part_of else uuid.uuid4().hex)
         return cls._ready(study, spec)
@@ -500,13 +507,6 @@ class SearchStudy:
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
-
-
-def _first_params(spec: SearchSpec) -> list[dict[str, Any]]:
-    """What is run before the sampler draws: the recipe's defaults, or all of a grid."""
-    if spec.search.sampler == "grid":
-        return space.grid_params(spec)
-    return [space.default_params(spec)]
 
 
 def _sampler(spec: SearchSpec, begun: int) -> BaseSampler:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -12,14 +13,14 @@ from search.spec.domains import Choice, Fixed, Range
 from search.spec.search_spec import SearchSpec
 from trainables.training.hparams import HParams, is_active, knobs
 
-__all__ = ["default_params", "grid_params", "suggest"]
+__all__ = ["configured", "default_params", "first_params", "fitted_params", "grid_params", "suggest"]
 
 _RANGE = "range"
 _OPERATIONS_IN_A_ROW = 2
 _MAGNITUDE_BINS = 31
 
 
-def suggest(trial: optuna.Trial, spec: SearchSpec, seed: int) -> HParams:
+def suggest(trial: optuna.trial.BaseTrial, spec: SearchSpec, seed: int) -> HParams:
     """Draws one trial's hyperparameters, conditions first."""
     values: dict[str, Any] = {"seed": seed}
     for name in knobs():
@@ -32,7 +33,7 @@ def suggest(trial: optuna.Trial, spec: SearchSpec, seed: int) -> HParams:
     return HParams.from_dict(values)
 
 
-def _draw(trial: optuna.Trial, name: str, spec: SearchSpec) -> Any:
+def _draw(trial: optuna.trial.BaseTrial, name: str, spec: SearchSpec) -> Any:
     match spec.domain(name):
         case Fixed(value=value):
             return value
@@ -47,14 +48,14 @@ def _draw(trial: optuna.Trial, name: str, spec: SearchSpec) -> Any:
             return _draw_number(trial, name, domain)
 
 
-def _draw_number(trial: optuna.Trial, name: str, domain: Range) -> float:
+def _draw_number(trial: optuna.trial.BaseTrial, name: str, domain: Range) -> float:
     if knobs()[name].integer:
         step = int(domain.step or 1)
         return trial.suggest_int(name, int(domain.low), int(domain.high), step=step, log=domain.log)
     return trial.suggest_float(name, domain.low, domain.high, step=domain.step, log=domain.log)
 
 
-def _sub_policies(trial: optuna.Trial, spec: SearchSpec) -> list[list[tuple[str, float, int]]]:
+def _sub_policies(trial: optuna.trial.BaseTrial, spec: SearchSpec) -> list[list[tuple[str, float, int]]]:
     """The sampled policy of fast-autoaugment's kind: k rows of (operation, probability, magnitude)."""
     domain = spec.domain("sub_policies")
     assert isinstance(domain, Fixed)
@@ -73,6 +74,70 @@ def _sub_policies(trial: optuna.Trial, spec: SearchSpec) -> list[list[tuple[str,
         ]
         for row in range(count)
     ]
+
+
+def first_params(spec: SearchSpec) -> list[dict[str, Any]]:
+    """What is run before the sampler draws: the recipe's defaults, or all of a grid."""
+    if spec.search.sampler == "grid":
+        return grid_params(spec)
+    return [default_params(spec)]
+
+
+def configured(params: Mapping[str, Any], spec: SearchSpec) -> dict[str, Any] | None:
+    """The knobs that a trial with Optuna's `params` reads; None where the sampler would draw some of them."""
+    try:
+        active = suggest(optuna.trial.FixedTrial(dict(params)), spec, 0).active
+    except ValueError:  # a parameter that is not among them
+        return None
+    return active
+
+
+def fitted_params(spec: SearchSpec, values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Optuna parameters of the hyperparameters `values` of another search, as the spec's space has them.
+
+    A knob that they lack has the recipe's value, a number is cut to its range, or is the nearest of those
+    to choose from.
+
+    Returns:
+        None where they chose what is no choice here.
+    """
+    params = default_params(spec)
+    for name, domain in spec.space.items():
+        if name not in values or not is_active(name, values):
+            continue
+        value = values[name]
+        if name == "sub_policies":
+            params |= _named_rows(value)
+            continue
+        match domain:
+            case Choice(values=choices) if value in choices:
+                params[name] = value
+            case Choice(values=choices):
+                if not all(map(_is_number, (value, *choices))):
+                    return None
+                params[name] = min(choices, key=lambda each: abs(each - value))
+            case Range() if value in domain.alternatives:
+                params[_kind(name)] = value
+            case Range() if _is_number(value):
+                params[name] = _on_grid(name, domain, min(max(value, domain.low), domain.high))
+                if domain.alternatives:
+                    params[_kind(name)] = _RANGE
+    return params
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _named_rows(rows: Sequence[Sequence[Sequence[Any]]]) -> dict[str, Any]:
+    """The sub-policies of a trial as `_sub_policies` names their parts."""
+    parts = ("operation", "probability", "magnitude")
+    return {
+        f"sub_policies.{row}.{column}.{part}": value
+        for row, operations in enumerate(rows)
+        for column, operation in enumerate(operations)
+        for part, value in zip(parts, operation, strict=True)
+    }
 
 
 def default_params(spec: SearchSpec) -> dict[str, Any]:
