@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption, NameArgument
 from search.cli.printing import console, errors, farewell, print_json
 from search.errors import BadInput, TransferSearchError
+from search.processes import environment, python
 
 if TYPE_CHECKING:
     from search.home import Home
@@ -80,11 +80,16 @@ def _detach(spec: Path, name: str, override: list[str], place: Home) -> None:
     """Starts the same launch in a process of its own, and waits until it drives the search."""
     place.check_free()
     place.make()
-    command = [sys.executable, "-m", "search", "launch", str(spec), "--name", name]
+    command = python("search", "launch", str(spec), "--name", name)
     command += [f"--set={each}" for each in override] + ["--home", str(place.root.parent)]
     with (place.root / "output.log").open("ab") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     while not place.spec.exists():
         if process.poll() is not None:

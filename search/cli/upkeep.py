@@ -14,6 +14,7 @@ from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption
 from search.cli.printing import console, print_json
 from search.errors import SpecError
+from search.processes import environment
 
 if TYPE_CHECKING:
     from search.home import Home
@@ -36,7 +37,7 @@ def ui(
 
     command = ui_command(_newest(name, home), port)
     console.print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
-    os.execv(command[0], command)
+    os.execve(command[0], command, environment())
 
 
 def _newest(name: str | None, home: Path | None) -> str:

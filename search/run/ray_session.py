@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import ray
 
+from search.processes import own_modules
 from search.run.ray_compat import PRELOADED
 
 __all__ = ["cluster_ray", "local_ray"]
@@ -44,15 +45,16 @@ def local_ray(cpus: int | None = None, gpus: int | None = None, *, preloaded: bo
     _set_environment()
     if preloaded:
         os.environ.update(PRELOADED)
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        num_gpus=gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=256 * 2**20,
-    )
+    with own_modules():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=256 * 2**20,
+        )
     for name in PRELOADED:
         os.environ.pop(name, None)
     try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cached_property
 
+from search.processes import python
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import SearchStudy
 from search.tracking.client import SEARCH_TAG, all_models, connect
@@ -44,7 +44,5 @@ class Links:
 
 def ui_command(uri: str, port: int) -> list[str]:
     """The command that serves MLflow's pages on a store, on this machine alone."""
-    return [
-        sys.executable, "-m", "mlflow", "server",
-        "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
+    words = ("server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port))
+    return python("mlflow", *words)

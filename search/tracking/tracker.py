@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any, TypeAlias
 
 from search.errors import Refused, TrackingError
 from search.home import Home
+from search.processes import environment, python
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import Assignment, Ending, SearchStudy
 
@@ -38,7 +38,8 @@ Sender: TypeAlias = subprocess.Popen[str]
 def _started(home: Home) -> Sender:
     with home.log.open("ab") as errors:
         return subprocess.Popen(
-            [sys.executable, "-m", "search.tracking.sender"],
+            python("search.tracking.sender"),
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
