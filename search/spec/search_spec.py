@@ -365,7 +365,9 @@ def _paths_here(spec: SearchSpec) -> Iterator[Problem]:
 
 
 def _is_path(source: str) -> bool:
-    return "://" not in source and (os.sep in source or Path(source).suffix in (".csv", ".parquet"))
+    return "://" not in source and (
+        os.sep in source or Path(source).suffix in (".csv", ".tsv", ".jsonl", ".parquet")
+    )
 
 
 def _cross_checks(spec: SearchSpec) -> Iterator[Problem]:

@@ -25,9 +25,11 @@ from trainables.image.decode import MAX_PIXELS, UnreadableImage, decode, to_fram
 from trainables.image.fetched import fetched
 from trainables.image.folders import folder
 from trainables.image.inventory import DataReport, reported
-from trainables.image.manifests import manifest
+from trainables.image.manifests import image_folder, manifest
 from trainables.image.sources import Source
 from trainables.image.store import Progress, Scan, Store
+from trainables.image.tables import SUFFIXES
+from trainables.image.unpacked import unpacked
 from trainables.training.ahead import placed
 from trainables.training.splits import SPLITS, UNSPLIT, Assignment, assign, limited
 
@@ -46,7 +48,7 @@ __all__ = [
 
 _ALLOWED = (
     "digits, fashion-mnist, torchvision:NAME, a directory of class folders, "
-    "a manifest FILE.csv or FILE.parquet, or the address of either, such as s3://bucket/folder"
+    "a manifest (FILE.csv, .tsv, .jsonl or .parquet), or the address of either, such as s3://bucket/folder"
 )
 _SHOWN = 10
 
@@ -56,8 +58,8 @@ class DataConfig:
     """Which images, and how they are split.
 
     Attributes:
-        source: `digits`, `fashion-mnist`, `torchvision:NAME`, a directory, a .csv or .parquet, or the
-            address of one of the last three, from where it comes into the cache.
+        source: `digits`, `fashion-mnist`, `torchvision:NAME`, a directory, a table (.csv, .tsv, .jsonl,
+            .parquet), or the address of one of the last two, from where it comes into the cache.
         root: where the published sets lie; the folder that a relative `source` starts from.
         validation, test: shares, used for a split that the source does not bring itself.
         seed: of the splits and the limits.
@@ -346,9 +348,10 @@ def _found(config: DataConfig, cache_dir: Path, progress: Progress | None) -> So
         return fetched(text, cache_dir, progress)
     path = Path(root or "", Path(text).expanduser()).absolute()
     if path.is_dir():
-        return folder(path, links=config.links)
-    if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
-        return manifest(path)
+        return image_folder(path, links=config.links) or folder(path, links=config.links)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        whole = unpacked(path, cache_dir, progress) if path.suffix.lower() == ".parquet" else None
+        return whole or manifest(path, root=root, links=config.links)
     what = "is a file of another kind" if path.is_file() else "does not exist"
     raise DataError(
         f"data.source is {text}, but {path} {what}; give {_ALLOWED}"

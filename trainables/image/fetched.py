@@ -22,11 +22,11 @@ from trainables.files.rows import touch
 from trainables.image.folders import folder
 from trainables.image.manifests import manifest, paths_in
 from trainables.image.sources import Listing, Source, identity
+from trainables.image.tables import SUFFIXES
 
 __all__ = ["fetched"]
 
 _AT_ONCE = 16  # a small file costs a round trip, whatever its size
-_TABLES = (".csv", ".parquet")
 
 Progress = Callable[[str, int, int], None]
 
@@ -38,7 +38,7 @@ def fetched(uri: str, cache_dir: Path, progress: Progress | None = None) -> Sour
         DataError: if it cannot be read, a name would lead out of the folder, or it is no source.
     """
     table = Path(urlsplit(uri).path).name
-    is_table = table.lower().endswith(_TABLES)
+    is_table = table.lower().endswith(SUFFIXES)
     try:
         remote = Remote(_parent(uri) if is_table else uri)
         entries = remote.entries()

@@ -1,51 +1,89 @@
-"""Tables of image paths and labels: CSV and Parquet."""
+"""Tables of image paths and labels."""
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from trainables.errors import DataError
-from trainables.image.sources import Listing, Source, enumeration, identity, named_split, state
+from trainables.image.sources import (
+    Listing,
+    Source,
+    class_names,
+    enumeration,
+    identity,
+    likely_split,
+    named_split,
+    numbered_labels,
+    state,
+)
+from trainables.image.tables import Table, read_table
+from trainables.image.tree import Tree
 from trainables.training.splits import SPLITS, UNSPLIT
 
-__all__ = ["manifest", "paths_in"]
+__all__ = ["image_folder", "listed", "manifest", "paths_in"]
+
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_MARKS = ("|", ";")
 
 
-def manifest(path: Path) -> Source:
-    """A CSV or Parquet table with the columns `path`, `label` and perhaps `split`.
+def manifest(path: Path, *, root: Path | None = None, links: str = "inside") -> Source:
+    """A table with the columns `path`, `label` and perhaps `split`: CSV, TSV, JSON Lines or Parquet.
+
+    Args:
+        path: the table; its paths are relative to its folder, or absolute and below that or `root`.
+        root: another folder that paths may lead to.
+        links: which symbolic links are followed: those that stay `inside`, or to `anywhere`.
 
     Raises:
         DataError: for every row that cannot be used, all at once.
     """
     base = path.resolve().parent
-    columns = _columns(path)
-    missing = [name for name in ("path", "label") if name not in columns]
-    if missing:
-        raise DataError(
-            f"{path} has the columns {', '.join(columns) or '(none)'}, but not "
-            f"{' and '.join(missing)}; it needs path and label, and may have split"
-        )
-    rows = list(zip(columns["path"], columns["label"], strict=True))
-    cells = columns.get("split")
-    splits = [named_split(cell) if cell else None for cell in cells] if cells else []
-    problems = _row_problems(path, base, rows)
-    if cells and any(cells):
-        wrong = [f"{cell or 'empty'} (row {row})" for row, cell in _numbered(cells) if not named_split(cell)]
-        if wrong:
-            problems.append(
-                f"the column split of {path} has {enumeration(wrong)}, but must be train, "
-                "validation or test in every row, or be left out"
-            )
-    if problems:
-        raise DataError(problems)
-    return _manifest_source(path, base, rows, splits)
+    return listed(path, base, read_table(path), root=root, links=links)
+
+
+def image_folder(path: Path, *, links: str = "inside") -> Source | None:
+    """A folder of images with a table `metadata.csv` beside them, as Hugging Face's data sets have it.
+
+    The table may lie in the folders of splits too; None where there is none.
+
+    Raises:
+        DataError: for every row that cannot be used, all at once.
+    """
+    tree = Tree(path.resolve(), anywhere=links == "anywhere")
+    splits = [name for name in tree.folders(tree.base) if named_split(name)]
+    classes = [name for name in tree.folders(tree.base) if not named_split(name)]
+    if len(classes) + sum(len(tree.folders(tree.base / name)) for name in splits) > 1:
+        return None  # class folders; a table beside them is about something else
+    found = [("", file) for file in _tables(tree.base)]
+    found = found or [(name, file) for name in splits for file in _tables(tree.base / name)]
+    if not found:
+        return None
+    tables = [(folder, read_table(file)) for folder, file in found]
+    is_split = found[0][0] != ""
+    joined = Table(
+        paths=[os.path.join(folder, name) if name else "" for folder, each in tables for name in each.paths],
+        labels=[label for _, each in tables for label in each.labels],
+        splits=[folder for folder, each in tables for _ in each.paths] if is_split else tables[0][1].splits,
+        several=tuple(row for _, each in tables for row in each.several),
+        notes=tuple(dict.fromkeys(note for _, each in tables for note in each.notes)),
+    )
+    unnamed = {image.name for image in tree.walk(tree.base).images} - set(map(os.path.normpath, joined.paths))
+    if unnamed:
+        note = f"{len(unnamed)} images are not in the table, ignored: {enumeration(sorted(unnamed))}"
+        joined = replace(joined, notes=(*joined.notes, note))
+    return listed(path if is_split else found[0][1], tree.base, joined, links=links)
+
+
+def _tables(folder: Path) -> list[Path]:
+    """The first of the tables that lie in a folder."""
+    return [folder / name for name in _METADATA if (folder / name).is_file()][:1]
 
 
 def paths_in(path: Path) -> set[str]:
@@ -54,58 +92,99 @@ def paths_in(path: Path) -> set[str]:
     Raises:
         DataError: if it cannot be read.
     """
-    return {os.path.normpath(name) for name in _columns(path).get("path", ())}
+    return {os.path.normpath(name) for name in read_table(path).paths}
 
 
-def _columns(path: Path) -> dict[str, list[str]]:
-    return _csv(path) if path.suffix.lower() == ".csv" else _parquet(path)
-
-
-def _manifest_source(
-    path: Path, base: Path, rows: Sequence[tuple[str, str]], splits: Sequence[str | None]
+def listed(
+    path: Path, base: Path, table: Table, *, root: Path | None = None, links: str = "inside"
 ) -> Source:
-    order = sorted(range(len(rows)), key=lambda row: (rows[row], row))
-    classes = tuple(sorted({label for _, label in rows}))
-    number = {name: label for label, name in enumerate(classes)}
-    paths = [os.path.join(base, rows[row][0]) for row in order]
+    """The source that a table names, whose paths are relative to `base`.
+
+    Raises:
+        DataError: for every row that cannot be used, all at once.
+    """
+    names, notes = _slashed(base, table.paths)
+    allowed = [base] if root is None else [base, root.resolve()]
+    problems = _row_problems(path, base, names, table.labels, allowed if links == "inside" else None)
+    problems += _label_problems(path, names, table)
+    splits = [named_split(cell) if cell else None for cell in table.splits or ()]
+    problems += _split_problems(path, table.splits or ())
+    if problems:
+        raise DataError(problems)
+    return _source(path, base, names, table.labels, splits, (*table.notes, *notes))
+
+
+def _source(
+    path: Path,
+    base: Path,
+    names: Sequence[str],
+    labels: Sequence[str],
+    splits: Sequence[str | None],
+    notes: Sequence[str],
+) -> Source:
+    order = sorted(range(len(names)), key=lambda row: (names[row], labels[row], row))
+    classes, label, alike = class_names(labels)
+    paths = [os.path.join(base, names[row]) for row in order]
     given = [splits[row] if splits else None for row in order]
     listing = Listing(
         classes=classes,
-        labels=np.array([number[rows[row][1]] for row in order], dtype=np.int64),
+        labels=numbered_labels(label, [labels[row] for row in order]),
         given=np.array([UNSPLIT if s is None else SPLITS.index(s) for s in given], dtype=np.int64),
-        names=[rows[row][0] for row in order],
+        names=[names[row] for row in order],
         paths=paths,
+        notes=(*alike, *notes),
     )
     told = (
-        f"{rows[row][0]}\0{rows[row][1]}\0{split}\0{state(file)}"
+        f"{names[row]}\0{labels[row]}\0{split}\0{state(file)}"
         for row, split, file in zip(order, given, paths, strict=True)
     )
-    return Source(identity=identity(f"manifest {base}", told), listing=lambda: listing)
+    return Source(identity=identity(f"manifest {base}", [*told, *listing.notes]), listing=lambda: listing)
 
 
-def _numbered(cells: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    return enumerate(cells, 1)
+def _slashed(base: Path, paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The paths relative to `base` where they lie below it, with slashes where Windows wrote backslashes."""
+    if any("\\" in name for name in paths) and not any(
+        (base / name).exists() for name in paths if "\\" in name
+    ):
+        slashed = [name.replace("\\", "/") for name in paths]
+        note = ["backslashes in paths are read as slashes"]
+    else:
+        slashed, note = list(paths), []
+    return [_below(base, name) for name in slashed], note
 
 
-def _row_problems(path: Path, base: Path, rows: Sequence[tuple[str, str]]) -> list[str]:
+def _below(base: Path, name: str) -> str:
+    if not os.path.isabs(name):
+        return name
+    for folder in (str(base), os.path.abspath(base)):
+        if name.startswith(folder + os.sep):
+            return os.path.relpath(name, folder)
+    parent = os.path.realpath(os.path.dirname(name))
+    if parent == str(base) or parent.startswith(str(base) + os.sep):
+        return os.path.relpath(os.path.join(parent, os.path.basename(name)), base)
+    return name
+
+
+def _row_problems(
+    path: Path, base: Path, names: Sequence[str], labels: Sequence[str], allowed: Sequence[Path] | None
+) -> list[str]:
+    """Rows that are empty, or lead to where they may not; anywhere is `allowed` for None."""
+
     @cache
-    def inside(parent: str) -> bool:
-        return Path(parent).resolve().is_relative_to(base)
+    def inside(place: str) -> bool:
+        found = Path(os.path.realpath(place))
+        return allowed is None or any(found.is_relative_to(folder) for folder in allowed)
 
-    if not rows:
+    if not names:
         return [f"{path} has no rows; it needs one for each image, with its path and its label"]
     blank, escaping = [], []
-    for row, (name, label) in _numbered(rows):
+    for row, (name, label) in enumerate(zip(names, labels, strict=True), 1):
         if not name or not label:
             blank.append(f"row {row}")
             continue
         file = base / name
-        is_inside = inside(str(file.parent)) and file.name not in ("", "..")
-        if (
-            os.path.isabs(name)
-            or not is_inside
-            or (file.is_symlink() and not file.resolve().is_relative_to(base))
-        ):
+        leads_out = file.is_symlink() and not inside(str(file))
+        if leads_out or not inside(str(file.parent)) or file.name in ("", ".."):
             escaping.append(f"{name} (row {row})")
     problems = []
     if blank:
@@ -115,40 +194,41 @@ def _row_problems(path: Path, base: Path, rows: Sequence[tuple[str, str]]) -> li
     if escaping:
         problems.append(
             f"{path} names files that are not below its own folder {base}: {enumeration(escaping)}"
-            "; paths must be relative to the manifest and stay below its folder: move the manifest "
-            "or the images"
+            "; move the manifest or the images, give the images' folder as data.root, or set data.links: "
+            "anywhere"
         )
     return problems
 
 
-def _csv(path: Path) -> dict[str, list[str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
-            names = [str(name) for name in reader.fieldnames or ()]
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise DataError(f"{path} cannot be read as CSV in UTF-8: {exc}") from exc
-    uneven = [f"row {row}" for row, each in _numbered(rows) if None in each or None in each.values()]
-    if uneven:
-        raise DataError(
-            f"{path} has more or fewer cells than its header in {enumeration(uneven)}; "
-            'put a cell that holds a comma into "quotes"'
-        )
-    return {name.strip(): [row[name].strip() for row in rows] for name in names}
+def _label_problems(path: Path, names: Sequence[str], table: Table) -> list[str]:
+    """Manifests in which an image has several labels."""
+    advice = "an image has one class here; data with several labels an image cannot be used"
+    if table.several:
+        rows = [f"row {row}" for row in table.several]
+        return [f"{path} has lists of labels in {enumeration(rows)}, but {advice}"]
+    kinds = set(table.labels)
+    for mark in _MARKS:
+        joined = {label: [part.strip() for part in label.split(mark)] for label in kinds if mark in label}
+        parts = [part for each in joined.values() for part in each]
+        if joined and any(part in kinds or parts.count(part) > 1 for part in parts):
+            return [f"{path} has several labels in one cell ({enumeration(sorted(joined))}), but {advice}"]
+    of: dict[str, set[str]] = defaultdict(set)
+    for name, label in zip(names, table.labels, strict=True):
+        of[os.path.normpath(name)].add(label)
+    several = {name: sorted(labels - {""}) for name, labels in of.items() if name != "."}
+    twice = [f"{name} ({' and '.join(labels)})" for name, labels in several.items() if len(labels) > 1]
+    if twice:
+        return [f"{path} gives files more than one label: {enumeration(twice)}; {advice}: keep one row"]
+    return []
 
 
-def _parquet(path: Path) -> dict[str, list[str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as exc:
-        raise DataError(f"{path} cannot be read as Parquet: {exc}") from exc
-    return {
-        name: ["" if cell is None else str(cell).strip() for cell in table.column(name).to_pylist()]
-        if name in ("path", "label", "split")
-        else []
-        for name in table.column_names
-    }
+def _split_problems(path: Path, cells: Sequence[str]) -> list[str]:
+    wrong = [f"{cell or 'empty'} (row {row})" for row, cell in enumerate(cells, 1) if not named_split(cell)]
+    if not any(cells) or not wrong:
+        return []
+    meant = {cell: split for cell in dict.fromkeys(cells) if (split := likely_split(cell))}
+    told = "".join(f"; call {cell} {split} if it is that split" for cell, split in meant.items())
+    return [
+        f"the column split of {path} has {enumeration(wrong)}, but must be train, "
+        f"validation or test in every row, or be left out{told}"
+    ]

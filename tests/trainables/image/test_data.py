@@ -602,7 +602,7 @@ def test_manifest_may_not_escape(images: Path, cache: Path) -> None:
         "cat/../dog/000.png,b",
     ]
     message = str(refusal(write_csv(images / "table.csv", rows), cache))
-    assert [row for row in range(1, 8) if f"(row {row})" in message] == [2, 3, 4, 5, 6]
+    assert [row for row in range(1, 8) if f"(row {row})" in message] == [2, 4, 5, 6]
 
 
 def test_manifest_problems_come_together(images: Path, cache: Path) -> None:
