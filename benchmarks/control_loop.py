@@ -25,6 +25,7 @@ from rich.console import Console
 
 from search.home import Home
 from search.run import launch
+from search.search import Search
 from search.spec.search_spec import read_spec
 from search.study.search_study import SearchStudy
 from search.tracking import tracker as tracking
@@ -103,7 +104,7 @@ def main() -> None:
         card = make_card(backbone, HParams(), [str(n) for n in range(10)], {})
         save_delta(home.root / "model", build_model(backbone, HParams(), 10), backbone, card)
         study = SearchStudy.create(spec, home)
-        launch.run_study(spec, home, Console(file=io.StringIO()), study, trainable=Nothing)
+        launch.run_search(Search(spec, home, study), Console(file=io.StringIO()), trainable=Nothing)
         completed = study.progress().completed
     busy = seconds["search.launch.run_trials"] + seconds["Tracker.close"]
     print(

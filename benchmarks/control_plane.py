@@ -33,6 +33,7 @@ from rich.console import Console
 from search.home import Home
 from search.run import launch
 from search.run.ray_session import local_ray
+from search.search import Search
 from search.spec.search_spec import read_spec
 from search.study.search_study import SearchStudy
 from search.tracking import tracker as tracking
@@ -111,7 +112,7 @@ def measured(trials: int, cpus: int, sleep: float, sampler: str) -> dict[str, An
         changes = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"search.sampler={sampler}"]
         spec = read_spec(text, changes)
         study = SearchStudy.create(spec, home)
-        launch.run_study(spec, home, Console(file=io.StringIO()), study, trainable=Sleep)
+        launch.run_search(Search(spec, home, study), Console(file=io.StringIO()), trainable=Sleep)
         completed, cpu = study.progress().completed, cpu_seconds()
     wall, ideal = seconds.pop("search.launch.run_trials"), trials * sleep / cpus
     return {

@@ -38,6 +38,7 @@ from search.run import launch
 from search.run.conductor import Conductor
 from search.run.planning import plan
 from search.run.ray_session import local_ray
+from search.search import Search
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.search_study import SearchStudy
 from search.tracking.tracker import Tracker
@@ -86,7 +87,7 @@ def searched(spec: SearchSpec, folder: Path, clock: Clock, *, told: bool) -> dic
     study = SearchStudy.create(spec, home)
     clock.first = clock.sender = clock.busy = 0.0
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    launch.run_study(spec, home, Console(file=io.StringIO()), study)
+    launch.run_search(Search(spec, home, study), Console(file=io.StringIO()))
     progress = study.progress()
     seconds = (time.perf_counter() - clock.first) / progress.counted
     after = resource.getrusage(resource.RUSAGE_CHILDREN)  # the sender's: the only child that ended meanwhile

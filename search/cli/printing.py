@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from search.home import Home
+    from search.results.rows import TrialRow, WinnerRow
+    from search.run.launch import Outcome
+    from search.search import Search
 
 __all__ = ["console", "errors", "farewell", "print_json", "show_winner"]
 
@@ -22,49 +24,50 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def show_winner(row: dict[str, Any]) -> None:
+def show_winner(row: TrialRow) -> None:
     from search.console import short
+    from search.results.rows import WinnerRow
 
-    if "finalists" in row:
+    if isinstance(row, WinnerRow):
         _show_finalists(row)
     else:
-        console.print(f"best trial {row['trial']}: {row['value']:.4f} at epoch {row['epoch']}", style="bold")
-    params = "  ".join(f"{key}={short(row['params'][key])}" for key in row["sampled"])
+        console.print(f"best trial {row.trial}: {row.value:.4f} at epoch {row.epoch}", style="bold")
+    params = "  ".join(f"{key}={short(row.params[key])}" for key in row.sampled)
     console.print(f"  {params}", markup=False, highlight=False, soft_wrap=True)
-    if row["mlflow_run_url"]:
-        console.print(f"  MLflow: {row['mlflow_run_url']}", markup=False, soft_wrap=True)
+    if row.mlflow_run_url:
+        console.print(f"  MLflow: {row.mlflow_run_url}", markup=False, soft_wrap=True)
 
 
-def _show_finalists(row: dict[str, Any]) -> None:
+def _show_finalists(row: WinnerRow) -> None:
     from search.study.finalists import table, verdict
 
-    console.print(table(row["finalists"], row["objective"]))
-    console.print(f"winner: {verdict(row['finalists'])}", style="bold", markup=False, soft_wrap=True)
+    console.print(table(row.finalists, row.objective))
+    console.print(f"winner: {verdict(row.finalists)}", style="bold", markup=False, soft_wrap=True)
     console.print(
-        f"  its best fresh run: {row['objective']} {row['value']:.4f} at epoch {row['epoch']}",
+        f"  its best fresh run: {row.objective} {row.value:.4f} at epoch {row.epoch}",
         highlight=False,
     )
 
 
-def farewell(place: Home, outcome: str) -> None:
+def farewell(search: Search, outcome: Outcome) -> None:
     """What the search found and what to type next."""
     from search.results.rows import best_rows, summary
 
-    row = summary(place)
+    row = summary(search)
     console.print(
-        f"search {place.name}: {outcome.lower().replace('_', ' ')}; {row['completed']} completed, "
-        f"{row['pruned']} pruned, {row['failed']} failed, {row['running']} interrupted",
+        f"search {search.name}: {outcome.value.lower().replace('_', ' ')}; {row.completed} completed, "
+        f"{row.pruned} pruned, {row.failed} failed, {row.running} interrupted",
         markup=False,
         highlight=False,
     )
-    if row["best_trial"] is None:
-        console.print(f"no trial completed; see `transfer-search logs {place.name}`", style="yellow")
-        if outcome == "FINISHED":
+    if row.best_trial is None:
+        console.print(f"no trial completed; see `transfer-search logs {search.name}`", style="yellow")
+        if outcome.value == "FINISHED":
             raise typer.Exit(1)
         return
-    for winner in best_rows(place, linked=False):
+    for winner in best_rows(search, linked=False):
         show_winner(winner)
-    commands = ["ui", f"trials {place.name}", f"export {place.name} --to exports/{place.name}"]
-    if outcome != "FINISHED":
-        commands.insert(0, f"resume {place.name}")
+    commands = ["ui", f"trials {search.name}", f"export {search.name} --to exports/{search.name}"]
+    if outcome.value != "FINISHED":
+        commands.insert(0, f"resume {search.name}")
     console.print("next:", *(f"  transfer-search {command}" for command in commands), sep="\n", markup=False)

@@ -35,11 +35,12 @@ def best(name: NameArgument, as_json: JsonOption = False, home: HomeOption = Non
     """Show the best trial, or the winner among the finalists, and where its model is."""
     from search.home import Home
     from search.results.rows import best_rows
+    from search.search import Search
 
-    place = Home.existing(name, home)
-    rows = best_rows(place, linked=as_json)
+    rows = best_rows(Search.open(Home.existing(name, home)), linked=as_json)
     if as_json:
-        print_json(rows[0] if len(rows) == 1 else rows)
+        documents = [row.document() for row in rows]
+        print_json(documents[0] if len(documents) == 1 else documents)
     else:
         for row in rows:
             show_winner(row)
@@ -75,22 +76,23 @@ def export(
     from search.home import Home
     from search.results.export import export_trial, stored_export
     from search.results.registration import Registration
+    from search.search import Search
 
-    place = Home.existing(name, home)
     if alias and not register:
         raise BadInput("--alias needs --register MODEL")
     if trial is not None and finalist is not None:
         raise BadInput("--trial and --finalist name different models; give one of them")
+    search = Search.open(Home.existing(name, home))
     wanted = [each.value for each in dict.fromkeys(formats or Format)]
     registration = None
     if register:
-        registration = Registration(place, trial, finalist, register, alias)
+        registration = Registration(search, trial, finalist, register, alias)
         registration.check(force=force)
     stored = None
     if through_mlflow:
-        stored = stored_export(place, trial=trial, finalist=finalist, formats=wanted, console=console)
+        stored = stored_export(search, trial=trial, finalist=finalist, formats=wanted, console=console)
     else:
-        for line in export_trial(place, to, trial=trial, finalist=finalist, formats=wanted, console=console):
+        for line in export_trial(search, to, trial=trial, finalist=finalist, formats=wanted, console=console):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if registration:
         version = registration.make(None if through_mlflow else to)
@@ -110,14 +112,14 @@ def report(
     """Write the search as one HTML file, with tables and pictures, and log it in MLflow."""
     from search.home import Home
     from search.results.report import write_report
-    from search.results.rows import opened
+    from search.search import Search
     from search.tracking.artifacts import log_report
 
-    place = Home.existing(name, home)
+    search = Search.open(Home.existing(name, home))
     path = to or Path(f"{name}.html")
-    text = write_report(place, path)
+    text = write_report(search, path)
     console.print(f"report written to {path}", markup=False, highlight=False, soft_wrap=True)
-    refused = log_report(*opened(place), text, "report.html")
+    refused = log_report(search.spec, search.study, text, "report.html")
     if refused:
         errors.print(f"MLflow did not take it: {refused}", style="yellow", markup=False, soft_wrap=True)
 

@@ -53,8 +53,7 @@ def launch(
     else:
         from search.run.launch import launch as run
 
-        outcome = run(checked, place, console)
-        farewell(place, outcome.value)
+        farewell(*run(checked, place, console))
 
 
 def _dry_run(checked: Any, place: Home) -> None:
@@ -174,8 +173,7 @@ def resume(
 
     place = Home.existing(name, home)
     seconds = None if time_left is None else seconds_of(time_left)
-    outcome = run(place, console, trials=trials, seconds=seconds, retry_failed=retry_failed)
-    farewell(place, outcome.value)
+    farewell(*run(place, console, trials=trials, seconds=seconds, retry_failed=retry_failed))
 
 
 @commands.command(cls=Verbatim)

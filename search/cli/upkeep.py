@@ -91,9 +91,10 @@ def doctor(
 def _examined(place: Home, repair: bool) -> list[str]:
     from search.results.doctor import examine
     from search.results.rows import told
+    from search.search import Search
 
     try:
-        return examine(place, repair=repair)
+        return examine(Search.open(place), repair=repair)
     except Exception as error:  # of whatever a damaged file makes its reader stumble on
         return [f"cannot be examined: {told(error)}"]
 

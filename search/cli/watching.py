@@ -6,8 +6,8 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -15,6 +15,9 @@ from rich.table import Table
 from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption, NameArgument
 from search.cli.printing import console, print_json
+
+if TYPE_CHECKING:
+    from search.results.rows import BrokenRow, SearchRow
 
 __all__ = ["commands"]
 
@@ -26,32 +29,35 @@ commands = typer.Typer()
 def list_searches(as_json: JsonOption = False, home: HomeOption = None) -> None:
     """List the searches and how far they are; exits with 1 where one cannot be opened."""
     from search.home import Home
-    from search.results.rows import summaries
+    from search.results.rows import BrokenRow, summaries
 
     rows = summaries(Home.all(home))
     if as_json:
-        print_json(rows)
+        print_json([row.document() for row in rows])
     else:
         _show_searches(rows)
-    if any("wrong" in row for row in rows):
+    if any(isinstance(row, BrokenRow) for row in rows):
         raise typer.Exit(1)
 
 
-def _show_searches(rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table("search", "state", "trials", "best", "trial", box=None)
-    for row in (each for each in rows if "wrong" not in each):
-        best = "" if row["value"] is None else f"{row['value']:.4f}"
-        trials = f"{row['counted']}/{row['budget']}"
-        trial = "" if row["best_trial"] is None else str(row["best_trial"])
-        table.add_row(row["search"], row["state"].lower(), trials, best, trial)
+def _show_searches(rows: Sequence[SearchRow | BrokenRow]) -> None:
+    from search.results.rows import BrokenRow
+
+    table, broken = Table("search", "state", "trials", "best", "trial", box=None), []
+    for row in rows:
+        if isinstance(row, BrokenRow):
+            broken.append(f"{row.search}: {row.wrong}")
+            continue
+        best = "" if row.value is None else f"{row.value:.4f}"
+        trials = f"{row.counted}/{row.budget}"
+        trial = "" if row.best_trial is None else str(row.best_trial)
+        table.add_row(row.search, row.state.lower(), trials, best, trial)
     if table.rows:
         console.print(table)
     elif not rows:
         console.print("no searches yet; begin with `transfer-search launch SPEC`")
-    for row in rows:
-        if "wrong" in row:
-            told = f"{row['search']}: {row['wrong']}"
-            console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+    for line in broken:
+        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 @commands.command(cls=Verbatim)
@@ -65,23 +71,24 @@ def status(
     """Show how far a search is."""
     from search.home import Home
     from search.results.rows import summary
+    from search.search import Search
 
     place = Home.existing(name, home)
     while True:
-        row = summary(place)
+        row = summary(Search.open(place))  # anew each time, to see what its driver wrote meanwhile
         if as_json:
-            print_json(row)
+            print_json(row.document())
         else:
-            best = "none yet" if row["value"] is None else f"{row['value']:.4f} (trial {row['best_trial']})"
+            best = "none yet" if row.value is None else f"{row.value:.4f} (trial {row.best_trial})"
             console.print(
-                f"{name}: {row['state'].lower()}, {row['counted']}/{row['budget']} trials, "
-                f"{row['running']} running, {row['pruned']} pruned, {row['failed']} failed, best {best}"
-                + (", finalists {ended}/{runs} runs".format(**row["finalists"]) if row["finalists"] else ""),
+                f"{name}: {row.state.lower()}, {row.counted}/{row.budget} trials, "
+                f"{row.running} running, {row.pruned} pruned, {row.failed} failed, best {best}"
+                + (f", finalists {row.finalists.ended}/{row.finalists.runs} runs" if row.finalists else ""),
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
-        if not watch or row["state"] != "RUNNING":
+        if not watch or row.state != "RUNNING":
             return
         time.sleep(2)
 
@@ -123,19 +130,20 @@ def trials(
     from search.console import short
     from search.home import Home
     from search.results.rows import trial_rows
+    from search.search import Search
 
-    rows = trial_rows(Home.existing(name, home), linked=as_json or as_csv)
+    rows = trial_rows(Search.open(Home.existing(name, home)), linked=as_json or as_csv)
     if as_json:
-        print_json(rows)
+        print_json([row.document() for row in rows])
     elif as_csv:
-        flat = [{**row, "params": json.dumps(row["params"])} for row in rows]
+        flat = [{**row.document(), "params": json.dumps(row.params)} for row in rows]
         writer = csv.DictWriter(sys.stdout, fieldnames=list(flat[0]) if flat else ["trial"])
         writer.writeheader()
         writer.writerows(flat)
     else:
         table = Table("trial", "state", "value", "epochs", "hyperparameters", box=None)
         for row in rows:
-            value = "" if row["value"] is None else f"{row['value']:.4f}"
-            params = " ".join(f"{key}={short(row['params'][key])}" for key in row["sampled"])
-            table.add_row(str(row["trial"]), row["state"].lower(), value, str(row["epochs"]), params)
+            value = "" if row.value is None else f"{row.value:.4f}"
+            params = " ".join(f"{key}={short(row.params[key])}" for key in row.sampled)
+            table.add_row(str(row.trial), row.state.lower(), value, str(row.epochs), params)
         console.print(table)

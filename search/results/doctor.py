@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from search.home import Home
-from search.results.rows import opened
+from search.search import Search
 from search.spec.search_spec import SearchSpec
-from search.study.finalists import FinalistStudy
 from search.study.search_study import ENDINGS, Ending, SearchStudy, TrialRecord
 from search.tracking.reader import child_runs
 from search.tracking.tracker import Tracker
@@ -22,29 +21,25 @@ if TYPE_CHECKING:
 __all__ = ["all_well", "examine", "show"]
 
 
-def examine(home: Home, *, repair: bool = False) -> list[str]:
+def examine(search: Search, *, repair: bool = False) -> list[str]:
     """What is wrong with a search that no driver runs, in words; with `repair`, what is left of it.
 
     A search that is being run is not looked at: its driver is ahead of MLflow by design.
     """
+    home, spec = search.home, search.spec
     if home.driver() is not None:
         return []
-    spec, search = opened(home)
-    stages = [(home, search)]
-    finalists = FinalistStudy.within(search, home)
-    if finalists is not None:
-        stages.append((home.finalists, finalists))
-    found = [list(_findings(place, spec, study)) for place, study in stages]
+    found = [list(_findings(place, spec, study)) for place, study in search.studies]
     if repair and any(found):
         with home.lock():
-            tracker = Tracker(spec, home, search)
-            for (place, study), wrong in zip(stages, found, strict=True):
-                own = tracker if study is search else Tracker(spec, place, study, within=tracker)
+            tracker = Tracker(spec, home, search.study)
+            for (place, study), wrong in zip(search.studies, found, strict=True):
+                own = tracker if study is search.study else Tracker(spec, place, study, within=tracker)
                 _mend(own, spec, study, {record.number: record for record, _ in wrong if record})
                 if own is not tracker:
                     own.close("")
-            tracker.close("STOPPED" if search.progress().left else "FINISHED")
-        found = [list(_findings(place, spec, study)) for place, study in stages]
+            tracker.close("STOPPED" if search.study.progress().left else "FINISHED")
+        found = [list(_findings(place, spec, study)) for place, study in search.studies]
     return [text for each in found for _, text in each]
 
 

@@ -23,11 +23,10 @@ from safetensors import SafetensorError
 
 from search.console import progress_bar
 from search.errors import BadInput, ExportMismatch, TrackingError, TransferSearchError
-from search.home import Home
 from search.results.readme import readme
-from search.results.rows import chosen, model_folder, opened
+from search.results.rows import FinalistRow, TrialRow, chosen, model_folder
 from search.run.planning import cache_root
-from search.spec.search_spec import read_spec
+from search.search import Search
 from search.tracking.artifacts import store_files
 from trainables.image.classifier import Classifier, of_model
 from trainables.image.data import ImageData, load
@@ -48,28 +47,27 @@ _TOLERANCE = 1e-3  # of a probability, and of an accuracy
 class ExportedModel:
     """A trial's model with what an export of it needs: its row, and the data that it is checked on."""
 
-    row: dict[str, Any]
+    row: TrialRow
     loaded: LoadedModel
     data: ImageData
 
 
-def opened_model(home: Home, trial: int | None = None, finalist: int | None = None) -> ExportedModel:
+def opened_model(search: Search, trial: int | None = None, finalist: int | None = None) -> ExportedModel:
     """The model of a trial (None: the best, or the winner), or of a finalist's best fresh run.
 
     Raises:
         BadInput: if there is no such trial or model.
     """
-    spec = read_spec(home.spec)
-    row = chosen(home, trial, finalist)
+    spec, row = search.spec, chosen(search, trial, finalist)
     try:
-        loaded = load_delta(model_folder(home, row))
+        loaded = load_delta(model_folder(search, row))
     except ModelError as error:
-        raise BadInput(f"the model of trial {row['trial']} cannot be opened: {error}") from error
+        raise BadInput(f"the model of trial {row.trial} cannot be opened: {error}") from error
     return ExportedModel(row=row, loaded=loaded, data=load(spec.data.config, cache_dir=cache_root(spec)))
 
 
 def export_trial(
-    home: Home,
+    search: Search,
     to: Path,
     *,
     trial: int | None = None,
@@ -87,7 +85,7 @@ def export_trial(
         TransferSearchError: if the disk does not take it.
     """
     replaceable(to)
-    model = opened_model(home, trial, finalist)
+    model = opened_model(search, trial, finalist)
     whole = WholeModel(model.loaded)
     with _replaced(to) as written:
         names = [CARD_FILE, README_FILE]
@@ -102,9 +100,9 @@ def export_trial(
                 checks.append(_checked(model, kind, read_graph(kind, written / FILES[kind])))
                 yield checks[-1]
             progress("export", len(formats), len(formats))
-        text = readme(home, model.row, model.loaded.card, model.data, formats, checks, written)
+        text = readme(search, model.row, model.loaded.card, model.data, formats, checks, written)
         (written / README_FILE).write_text(text, encoding="utf-8")
-    yield f"trial {model.row['trial']} is exported to {to}: {', '.join(names)}"
+    yield f"trial {model.row.trial} is exported to {to}: {', '.join(names)}"
 
 
 def _card_text(loaded: LoadedModel) -> str:
@@ -153,22 +151,21 @@ def replaceable(to: Path) -> None:
 
 
 def stored_export(
-    home: Home, *, trial: int | None, finalist: int | None, formats: Sequence[str], console: Console
+    search: Search, *, trial: int | None, finalist: int | None, formats: Sequence[str], console: Console
 ) -> dict[str, Any]:
     """Exports a trial into MLflow, as artifacts of the search's run; returns what `fetch_files` takes."""
-    spec, study = opened(home)
-    row = chosen(home, trial, finalist)
-    run = row.get("finalist_run")
-    place = f"trial-{row['trial']}" if run is None else f"finalist-{run}"
-    if study.parent_run is None:
-        raise TrackingError(f"MLflow has no run of {home.name!r} to keep the files; resume the search")
+    row = chosen(search, trial, finalist)
+    place = f"finalist-{row.finalist_run}" if isinstance(row, FinalistRow) else f"trial-{row.trial}"
+    run = search.study.parent_run
+    if run is None:
+        raise TrackingError(f"MLflow has no run of {search.name!r} to keep the files; resume the search")
     with tempfile.TemporaryDirectory(prefix="export-") as folder:
         to = Path(folder) / "export"
-        *said, _ = export_trial(home, to, trial=trial, finalist=finalist, formats=formats, console=console)
+        *said, _ = export_trial(search, to, trial=trial, finalist=finalist, formats=formats, console=console)
         for line in said:
             console.print(line, markup=False, highlight=False)
-        stored = store_files(spec, study.parent_run, to, f"exports/{place}")
-    return {"trial": row["trial"], **stored}
+        stored = store_files(search.spec, run, to, f"exports/{place}")
+    return {"trial": row.trial, **stored}
 
 
 # Checks

@@ -5,16 +5,16 @@ from __future__ import annotations
 import datetime
 import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-import search
-from search.home import Home
-from search.spec.search_spec import read_spec
+from search import __version__
+from search.results.rows import TrialRow, WinnerRow
+from search.search import Search
 from search.study.finalists import mean_text
 from trainables.image import backbones
 from trainables.image.data import ImageData
@@ -28,8 +28,8 @@ _LEVEL = 1.959964  # standard deviations that hold 95 % of a normal distribution
 
 
 def readme(
-    home: Home,
-    row: Mapping[str, Any],
+    search: Search,
+    row: TrialRow,
     card: Card,
     data: ImageData,
     formats: Sequence[str],
@@ -39,7 +39,7 @@ def readme(
     """The text of an export's README, in Markdown.
 
     Args:
-        home: the search's.
+        search: whose model it is.
         row: the trial's, as `rows.chosen` gives it.
         card: the model's.
         data: what it was trained on.
@@ -51,15 +51,15 @@ def readme(
         loader=PackageLoader("search.results"), undefined=StrictUndefined, keep_trailing_newline=True
     )
     text = pages.get_template("export.md.j2").render(
-        search=home.name,
+        search=search.name,
         row=row,
         card=card,
         formats=formats,
         checks=checks,
         opset=opset(folder / FILES["onnx"]) if "onnx" in formats else None,
         date=datetime.date.today().isoformat(),
-        version=search.__version__,
-        source=read_spec(home.spec).data.source,
+        version=__version__,
+        source=search.spec.data.source,
         sizes={name: f"{len(indices):,}" for name, indices in data.splits.items()},
         fingerprint=data.fingerprint,
         metrics=list(_metrics(row, card, data)),
@@ -71,7 +71,7 @@ def readme(
     return text.replace("\\\n", "")
 
 
-def _metrics(row: Mapping[str, Any], card: Card, data: ImageData) -> Iterator[dict[str, Any]]:
+def _metrics(row: TrialRow, card: Card, data: ImageData) -> Iterator[dict[str, Any]]:
     """The model's own metrics, then what its trial's fresh runs had together."""
     for name, value in card.metric.items():
         if not name.startswith(("val_", "test_")):
@@ -85,19 +85,20 @@ def _metrics(row: Mapping[str, Any], card: Card, data: ImageData) -> Iterator[di
             "interval": "" if bounds is None else "{:.4f} to {:.4f}".format(*bounds),
             "of": f"this model on {count:,} {split} images",
         }
-    for finalist in row.get("finalists", ()):
-        if finalist["trial"] != row["trial"]:
+    if not isinstance(row, WinnerRow):
+        return
+    for finalist in row.finalists:
+        if finalist.trial != row.trial:
             continue
-        told = {row["objective"]: finalist, **finalist["test"]}
-        for name, summary in told.items():
-            if summary["mean"] is None:
+        for name, summary in {row.objective: finalist.validation, **finalist.test}.items():
+            if summary.mean is None:
                 continue
-            bounds = summary["interval"]
+            bounds = summary.interval
             yield {
                 "name": name,
-                "value": summary["mean"],
+                "value": summary.mean,
                 "interval": "" if bounds is None else "{:.4f} to {:.4f}".format(*bounds),
-                "of": f"{len(summary['values'])} fresh runs, {mean_text(summary)}",
+                "of": f"{len(summary.values)} fresh runs, {mean_text(summary)}",
             }
 
 

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 
 from search.errors import BadInput
-from search.home import Home
 from search.results.export import ExportedModel, opened_model
-from search.results.rows import opened
+from search.search import Search
 from search.tracking.registry import Candidate, check_names, defended, registered
 from trainables.image.graphs import FILES, HELPERS, WholeModel, read_graph, write_graph, write_helper
 from trainables.training.metrics import scores
@@ -27,7 +26,7 @@ class Registration:
     """What `export --register` asks for.
 
     Args:
-        home: the search's.
+        search: whose model it is.
         trial, finalist: which model, as `opened_model` takes them.
         name: of the registered model.
         alias: that the new version is to have.
@@ -37,40 +36,40 @@ class Registration:
     """
 
     def __init__(
-        self, home: Home, trial: int | None, finalist: int | None, name: str, alias: str | None
+        self, search: Search, trial: int | None, finalist: int | None, name: str, alias: str | None
     ) -> None:
         check_names(name, alias)
         self._name, self._alias = name, alias
-        self._home = home
-        self._spec, self._study = opened(home)
-        self._model = opened_model(home, trial, finalist)
-        if self._model.row["mlflow_run_id"] is None:
+        self._search = search
+        self._model = opened_model(search, trial, finalist)
+        if self._model.row.mlflow_run_id is None:
             raise BadInput(
-                f"MLflow has no run of trial {self._model.row['trial']}; send it with "
-                f"`transfer-search doctor {home.name} --repair`"
+                f"MLflow has no run of trial {self._model.row.trial}; send it with "
+                f"`transfer-search doctor {search.name} --repair`"
             )
 
     @cached_property
     def _candidate(self) -> Candidate:
         row, data = self._model.row, self._model.data
-        metric, direction = next(iter(self._spec.search.objective.items()))
+        assert row.mlflow_run_id is not None and row.epoch is not None and row.value is not None
+        metric, direction = next(iter(self._search.spec.search.objective.items()))
         metrics = dict(self._model.loaded.card.metric)
-        told = f"{metric} {row['value']:.4f} at epoch {row['epoch']}"
+        told = f"{metric} {row.value:.4f} at epoch {row.epoch}"
         return Candidate(
-            search=self._home.name,
-            search_id=self._study.search_id,
-            trial=row["trial"],
-            run=row["mlflow_run_id"],
-            epoch=row["epoch"],
+            search=self._search.name,
+            search_id=self._search.study.search_id,
+            trial=row.trial,
+            run=row.mlflow_run_id,
+            epoch=row.epoch,
             metric=metric,
             direction=direction,
-            value=row["value"],
+            value=row.value,
             data=data.fingerprint,
             metrics=metrics,
-            params=row["params"],
+            params=row.params,
             description=(
-                f"Trial {row['trial']} of the search **{self._home.name}**: {told}, on "
-                f"{len(data.splits['validation']):,} validation images of `{self._spec.data.source}` "
+                f"Trial {row.trial} of the search **{self._search.name}**: {told}, on "
+                f"{len(data.splits['validation']):,} validation images of `{self._search.spec.data.source}` "
                 f"(fingerprint `{data.fingerprint}`).\n\n"
                 "Takes the bytes of image files in the column `image` (base64 over HTTP); "
                 f"gives `label`, `probability` and `probabilities` of {', '.join(data.classes[:20])}"
@@ -85,7 +84,7 @@ class Registration:
             BadInput: if a better model has it, with both values, unless `force`.
         """
         if self._alias is not None and not force:
-            defended(self._spec, self._candidate, self._name, self._alias, self._measure)
+            defended(self._search.spec, self._candidate, self._name, self._alias, self._measure)
 
     def make(self, exported: Path | None) -> str:
         """Registers the model, with the graph in the folder if it is there; returns the version."""
@@ -96,7 +95,7 @@ class Registration:
                 write_graph("onnx", WholeModel(self._model.loaded), folder / FILES["onnx"])
                 write_helper("onnx", folder)
             return registered(
-                self._spec,
+                self._search.spec,
                 self._candidate,
                 self._name,
                 self._alias,

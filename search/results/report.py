@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from search.console import short
 from search.errors import BadInput
-from search.home import Home
-from search.results.rows import best_rows, opened, summary, trial_rows
+from search.results.rows import TrialRow, WinnerRow, best_rows, summary, trial_rows
+from search.search import Search
 from search.spec.domains import Range
-from search.study.finalists import mean_text, verdict
+from search.study.finalists import Finalist, mean_text, verdict
 from search.study.search_study import SearchStudy
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ svg { max-width: 100%; height: auto }
 _COLORS = {"COMPLETE": "tab:blue", "PRUNED": "lightgrey"}
 
 
-def write_report(home: Home, to: Path) -> str:
+def write_report(search: Search, to: Path) -> str:
     """Writes the report of a search to a file, whole or not at all; returns its text.
 
     Raises:
         BadInput: if no trial has completed, or the file cannot be written.
     """
-    text = report(home)
+    text = report(search)
     temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -52,21 +52,20 @@ def write_report(home: Home, to: Path) -> str:
     return text
 
 
-def report(home: Home) -> str:
+def report(search: Search) -> str:
     """The report of a search that was launched.
 
     Raises:
         BadInput: if no trial has completed.
     """
-    _, study = opened(home)
-    metric = next(iter(study.spec.search.objective))
-    parts = [_heading(home, metric), *_best(home, metric)]
-    rows = trial_rows(home, linked=False)
+    study, metric = search.study, search.metric
+    parts = [_heading(search, metric), *_best(search, metric)]
+    rows = trial_rows(search, linked=False)
     parts += [
         f"<h2>{html.escape(title)}</h2>\n{_svg(figure)}" for title, figure in _pictures(study, rows, metric)
     ]
     parts += ["<h2>Trials</h2>", _trials(rows, metric)]
-    name = html.escape(home.name)
+    name = html.escape(search.name)
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
@@ -74,43 +73,46 @@ def report(home: Home) -> str:
     )
 
 
-def _heading(home: Home, metric: str) -> str:
-    row = summary(home)
-    counts = ", ".join(f"{row[state]} {state}" for state in ("completed", "pruned", "failed", "running"))
-    told = f"{row['state'].lower()}; {row['counted']} of {row['budget']} trials: {counts}; objective {metric}"
-    return f"<h1>{html.escape(home.name)}</h1>\n<p>{html.escape(told)}</p>"
+def _heading(search: Search, metric: str) -> str:
+    row = summary(search)
+    counts = ", ".join(
+        f"{getattr(row, state)} {state}" for state in ("completed", "pruned", "failed", "running")
+    )
+    told = f"{row.state.lower()}; {row.counted} of {row.budget} trials: {counts}; objective {metric}"
+    return f"<h1>{html.escape(search.name)}</h1>\n<p>{html.escape(told)}</p>"
 
 
-def _best(home: Home, metric: str) -> Iterator[str]:
-    for row in best_rows(home, linked=False):
-        yield f"<h2>{'Winner' if 'finalists' in row else 'Best'}: trial {row['trial']}</h2>"
-        if "finalists" in row:
-            yield f"<p>{html.escape(verdict(row['finalists']))}</p>"
-            yield _finalists(row["finalists"], metric)
-        params = [(name, short(row["params"][name])) for name in row["sampled"]]
+def _best(search: Search, metric: str) -> Iterator[str]:
+    for row in best_rows(search, linked=False):
+        yield f"<h2>{'Winner' if isinstance(row, WinnerRow) else 'Best'}: trial {row.trial}</h2>"
+        if isinstance(row, WinnerRow):
+            yield f"<p>{html.escape(verdict(row.finalists))}</p>"
+            yield _finalists(row.finalists, metric)
+        params = [(name, short(row.params[name])) for name in row.sampled]
         yield _table(
             (metric, "epoch", *(name for name, _ in params)),
-            [(f"{row['value']:.4f}", row["epoch"], *(value for _, value in params))],
+            [(f"{row.value:.4f}", row.epoch, *(value for _, value in params))],
         )
 
 
-def _finalists(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    scores = list(rows[0]["test"])
+def _finalists(finalists: Sequence[Finalist], metric: str) -> str:
+    scores = list(finalists[0].test)
     cells = []
-    for row in rows:
-        interval = "" if row["interval"] is None else "{:.4f} to {:.4f}".format(*row["interval"])
-        tests = (mean_text(row["test"][name]) if name in row["test"] else "" for name in scores)
-        tie = "tie" if row["ties_with_best"] else ""
-        cells.append((row["trial"], mean_text(row), interval, *tests, row["failed"], tie))
+    for each in finalists:
+        interval = each.validation.interval
+        covered = "" if interval is None else "{:.4f} to {:.4f}".format(*interval)
+        tests = (mean_text(each.test[name]) if name in each.test else "" for name in scores)
+        tie = "tie" if each.ties_with_best else ""
+        cells.append((each.trial, mean_text(each.validation), covered, *tests, each.failed, tie))
     return _table(("trial", metric, "95 % interval", *scores, "failed runs", ""), cells)
 
 
-def _trials(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+def _trials(rows: Sequence[TrialRow], metric: str) -> str:
     cells = []
     for row in rows[-_LISTED:]:
-        value = "" if row["value"] is None else f"{row['value']:.4f}"
-        params = " ".join(f"{name}={short(row['params'][name])}" for name in row["sampled"])
-        cells.append((row["trial"], row["state"].lower(), value, row["epochs"], params))
+        value = "" if row.value is None else f"{row.value:.4f}"
+        params = " ".join(f"{name}={short(row.params[name])}" for name in row.sampled)
+        cells.append((row.trial, row.state.lower(), value, row.epochs, params))
     left_out = len(rows) - len(cells)
     note = f"<p>The last {len(cells)}; {left_out} earlier ones are left out.</p>" if left_out else ""
     return note + _table(("trial", "state", metric, "epochs", "hyperparameters"), cells)
@@ -126,17 +128,15 @@ def _table(titles: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 # Pictures
 
 
-def _pictures(
-    study: SearchStudy, rows: Sequence[Mapping[str, Any]], metric: str
-) -> Iterator[tuple[str, Figure]]:
-    valued = [row for row in rows if row["value"] is not None]
+def _pictures(study: SearchStudy, rows: Sequence[TrialRow], metric: str) -> Iterator[tuple[str, Figure]]:
+    valued = [row for row in rows if row.value is not None]
     yield "History", _history(valued, study, metric)
     if not study.spec.multi_objective:
         yield "Learning curves of the best trials", _curves(study, metric)
     importances = study.importances()
     if importances:
         yield "Importance of hyperparameters (PED-ANOVA)", _bars(importances)
-    names = list(dict.fromkeys(name for row in valued for name in row["sampled"] if _is_scalar(row, name)))
+    names = list(dict.fromkeys(name for row in valued for name in row.sampled if _is_scalar(row, name)))
     if names:
         yield "Hyperparameters", _slices(study, valued, names, metric)
 
@@ -154,19 +154,15 @@ def _svg(figure: Figure) -> str:
     return output.getvalue()[output.getvalue().index("<svg") :]
 
 
-def _history(rows: Sequence[Mapping[str, Any]], study: SearchStudy, metric: str) -> Figure:
+def _history(rows: Sequence[TrialRow], study: SearchStudy, metric: str) -> Figure:
     figure, (axes,) = _figure(9, 3.2)
-    for state in dict.fromkeys(row["state"] for row in rows):
-        mine, color = [row for row in rows if row["state"] == state], _COLORS.get(state, "tab:red")
-        axes.scatter(
-            [row["trial"] for row in mine], [row["value"] for row in mine], 16, color, label=state.lower()
-        )
+    for state in dict.fromkeys(row.state for row in rows):
+        mine, color = [row for row in rows if row.state == state], _COLORS.get(state, "tab:red")
+        axes.scatter([row.trial for row in mine], _values(mine), 16, color, label=state.lower())
     better = max if next(iter(study.spec.search.objective.values())) == "maximize" else min
-    complete = [row for row in rows if row["state"] == "COMPLETE"]
-    best = [better(row["value"] for row in complete[: end + 1]) for end in range(len(complete))]
-    axes.step(
-        [row["trial"] for row in complete], best, where="post", color="black", lw=1, label="best so far"
-    )
+    complete = [row for row in rows if row.state == "COMPLETE"]
+    best = [better(_values(complete[: end + 1])) for end in range(len(complete))]
+    axes.step([row.trial for row in complete], best, where="post", color="black", lw=1, label="best so far")
     axes.set(xlabel="trial", ylabel=metric)
     axes.legend(frameon=False)
     return figure
@@ -189,20 +185,18 @@ def _bars(importances: Mapping[str, float]) -> Figure:
     return figure
 
 
-def _slices(
-    study: SearchStudy, rows: Sequence[Mapping[str, Any]], names: Sequence[str], metric: str
-) -> Figure:
+def _slices(study: SearchStudy, rows: Sequence[TrialRow], names: Sequence[str], metric: str) -> Figure:
     columns = 3
     lines = -(-len(names) // columns)
     figure, _ = _figure(9, 2.4 * lines, 0)
     for place, name in enumerate(names):
         axes = figure.add_subplot(lines, columns, place + 1)
-        mine = [row for row in rows if name in row["sampled"] and _is_scalar(row, name)]
-        values = [row["params"][name] for row in mine]
+        mine = [row for row in rows if name in row.sampled and _is_scalar(row, name)]
+        values = [row.params[name] for row in mine]
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        colors = [_COLORS.get(row["state"], "tab:red") for row in mine]
+        colors = [_COLORS.get(row.state, "tab:red") for row in mine]
         shown = values if numbers else [_plain(short(value)) for value in values]
-        axes.scatter(shown, [row["value"] for row in mine], 12, colors)
+        axes.scatter(shown, _values(mine), 12, colors)
         domain = study.spec.domain(name)
         if numbers and isinstance(domain, Range) and domain.log:
             axes.set_xscale("symlog", linthresh=domain.low)  # a range may have 0 beside it
@@ -212,8 +206,12 @@ def _slices(
     return figure
 
 
-def _is_scalar(row: Mapping[str, Any], name: str) -> bool:
-    return name in row["params"] and isinstance(row["params"][name], str | int | float | None)
+def _values(rows: Sequence[TrialRow]) -> list[float]:
+    return [row.value for row in rows if row.value is not None]
+
+
+def _is_scalar(row: TrialRow, name: str) -> bool:
+    return name in row.params and isinstance(row.params[name], str | int | float | None)
 
 
 def _plain(text: str) -> str:

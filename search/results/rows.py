@@ -2,62 +2,180 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from search.errors import BadInput, TransferSearchError
 from search.home import Home
-from search.spec.search_spec import SearchSpec, read_spec
-from search.study.finalists import Finalist, FinalistStudy, candidates, standings
-from search.study.search_study import Ending, SearchStudy, TrialRecord
-from search.tracking.links import Links
+from search.search import Search
+from search.study.finalists import Finalist, candidates
+from search.study.search_study import Ending, TrialRecord
 from trainables.record import MODEL_FOLDER
 
-__all__ = ["best_rows", "chosen", "model_folder", "summaries", "summary", "told", "trial_rows"]
+__all__ = [
+    "BrokenRow",
+    "FinalistRow",
+    "FinalistRuns",
+    "SearchRow",
+    "TrialRow",
+    "WinnerRow",
+    "best_rows",
+    "chosen",
+    "model_folder",
+    "summaries",
+    "summary",
+    "told",
+    "trial_rows",
+]
 
 
-def opened(home: Home) -> tuple[SearchSpec, SearchStudy]:
-    """The spec and the study of a search that was launched.
+@dataclass(frozen=True, kw_only=True)
+class FinalistRuns:
+    """How many runs a search's finalists have, and how many have ended."""
 
-    Raises:
-        BadInput: if one of them is not there, or damaged.
+    runs: int
+    ended: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRow:
+    """One search: its state, its counts, its best.
+
+    Attributes:
+        search: its name.
+        state: RUNNING, STOPPED or FINISHED.
+        completed, pruned, failed, running: trials that are so.
+        budget: trials that it may count.
+        counted: trials that count.
+        best_trial: number of the best trial; None before one completes.
+        value: the best trial's value of the first objective.
+        finalists: None where the search has none.
     """
-    if not home.spec.exists():
-        home.check_free()
-    spec = read_spec(home.spec)
-    return spec, SearchStudy.open(spec, home)
+
+    search: str
+    state: str
+    completed: int
+    pruned: int
+    failed: int
+    running: int
+    budget: int
+    counted: int
+    best_trial: int | None
+    value: float | None
+    finalists: FinalistRuns | None
+
+    def document(self) -> dict[str, Any]:
+        """The row as programs get it."""
+        return asdict(self)
 
 
-def summary(home: Home) -> dict[str, Any]:
-    """One search in a row: its state, its counts, its best."""
-    _, study = opened(home)
-    progress, leader, finalists = study.progress(), study.leader(), _finalists(study, home)
-    over = (
+@dataclass(frozen=True, kw_only=True)
+class BrokenRow:
+    """A search that cannot be opened, and why."""
+
+    search: str
+    wrong: str
+
+    def document(self) -> dict[str, Any]:
+        """The row as programs get it."""
+        return {"search": self.search, "state": "BROKEN", "wrong": self.wrong}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One trial.
+
+    Attributes:
+        search: the search's name.
+        trial: its number in the study.
+        state: as Optuna's storage says.
+        ending: how it ended; None while it runs.
+        value: of the first objective, at `epoch`.
+        epoch: its best.
+        epochs: how many it ran.
+        params: its hyperparameters.
+        sampled: the names of those that the search varies.
+        mlflow_run_id, mlflow_run_url: its run.
+        model_uri: under which MLflow loads its model.
+        reason: why it did not complete.
+    """
+
+    search: str
+    trial: int
+    state: str
+    ending: str | None
+    value: float | None
+    epoch: int | None
+    epochs: int
+    params: Mapping[str, Any]
+    sampled: tuple[str, ...]
+    mlflow_run_id: str | None
+    mlflow_run_url: str | None
+    model_uri: str | None
+    reason: str
+
+    def document(self) -> dict[str, Any]:
+        """The row as programs get it."""
+        return {**asdict(self), "sampled": list(self.sampled)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalistRow(TrialRow):
+    """A finalist: `trial` is the search's, the rest is of its fresh run with the best validation value.
+
+    Attributes:
+        finalist_run: the number of that run in the finalists' study.
+        objective: the first objective.
+    """
+
+    finalist_run: int
+    objective: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WinnerRow(FinalistRow):
+    """The winner among a search's finalists.
+
+    Attributes:
+        finalists: all of them, the winner first.
+    """
+
+    finalists: tuple[Finalist, ...]
+
+    def document(self) -> dict[str, Any]:
+        return {**super().document(), "finalists": [finalist.row() for finalist in self.finalists]}
+
+
+def summary(search: Search) -> SearchRow:
+    """One search in a row."""
+    progress, leader, finalists = search.study.progress(), search.study.leader(), _finalist_runs(search)
+    is_over = (
         not progress.left
         and not progress.running
-        and (finalists is None or finalists["ended"] == finalists["runs"])
+        and (finalists is None or finalists.ended == finalists.runs)
     )
-    state = "RUNNING" if home.driver() else ("FINISHED" if over else "STOPPED")
-    return {
-        "search": home.name,
-        "state": state,
+    state = "RUNNING" if search.home.driver() else ("FINISHED" if is_over else "STOPPED")
+    return SearchRow(
+        search=search.name,
+        state=state,
         **vars(progress),
-        "counted": progress.counted,
-        "best_trial": leader[0] if leader else None,
-        "value": leader[1] if leader else None,
-        "finalists": finalists,
-    }
+        counted=progress.counted,
+        best_trial=leader[0] if leader else None,
+        value=leader[1] if leader else None,
+        finalists=finalists,
+    )
 
 
-def summaries(homes: Iterable[Home]) -> list[dict[str, Any]]:
-    """Every search in a row; one that cannot be opened says why under `wrong`, and ends no other."""
-    rows = []
+def summaries(homes: Iterable[Home]) -> list[SearchRow | BrokenRow]:
+    """Every search in a row; one that cannot be opened is a `BrokenRow`, and ends no other."""
+    rows: list[SearchRow | BrokenRow] = []
     for home in homes:
         try:
-            rows.append(summary(home))
+            rows.append(summary(Search.open(home)))
         except Exception as error:  # of whatever a damaged file makes its reader stumble on
-            rows.append({"search": home.name, "state": "BROKEN", "wrong": told(error)})
+            rows.append(BrokenRow(search=home.name, wrong=told(error)))
     return rows
 
 
@@ -68,79 +186,69 @@ def told(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
-def _finalists(search: SearchStudy, home: Home) -> dict[str, int] | None:
-    """How many runs the search's finalists have, and how many have ended; None where it has none."""
-    wanted, chosen = search.spec.search.finalists, candidates(search)
-    if wanted is None or (not chosen and not search.progress().left):
+def _finalist_runs(search: Search) -> FinalistRuns | None:
+    wanted, chosen = search.spec.search.finalists, candidates(search.study)
+    is_over = not search.study.progress().left
+    if wanted is None or (not chosen and is_over):
         return None
-    study = FinalistStudy.within(search, home)
-    latest = study.latest() if study else {}
+    latest = search.finalists.latest() if search.finalists else {}
     ended = [pair for pair, run in latest.items() if pair[0] in chosen and run.state != "RUNNING"]
-    runs = (len(chosen) if not search.progress().left else wanted.top) * wanted.seeds
-    return {"runs": runs, "ended": len(ended)}
+    return FinalistRuns(runs=(len(chosen) if is_over else wanted.top) * wanted.seeds, ended=len(ended))
 
 
-def trial_rows(home: Home, *, linked: bool = True) -> list[dict[str, Any]]:
+def trial_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
     """Every trial that was begun, by number, with its state as Optuna's storage says.
 
     Where not `linked`, MLflow is not asked for the models, which is quicker.
     """
-    spec, study = opened(home)
-    links = Links(spec, study)
-    return [_row(home, spec, record, links, linked) for record in study.records()]
+    return [TrialRow(**_values(search, record, linked)) for record in search.study.records()]
 
 
-def best_rows(home: Home, *, linked: bool = True) -> list[dict[str, Any]]:
+def best_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
     """The best trial; several where there are several objectives.
 
-    Where the search's finalists have run, the winner among them: `trial` is the search's, the rest is of
-    its fresh run with the best validation value, and `finalists` has all of them, the winner first. Where
-    not `linked`, MLflow is not asked for the models.
+    Where the search's finalists have run, the winner among them, as a `WinnerRow`. Where not `linked`, MLflow
+    is not asked for the models.
 
     Raises:
         BadInput: if no trial has completed.
     """
-    spec, study = opened(home)
-    numbers = {trial.number for trial in study.best()}
+    numbers = {trial.number for trial in search.study.best()}
     if not numbers:
         raise BadInput(
-            f"no trial of {home.name!r} has completed yet; see `transfer-search status {home.name}`"
+            f"no trial of {search.name!r} has completed yet; see `transfer-search status {search.name}`"
         )
-    links = Links(spec, study)
-    ranked = standings(study, home)
-    if ranked:
-        row = _finalist_row(home, spec, study, ranked[0], links, linked)
-        return [{**row, "finalists": [finalist.row() for finalist in ranked]}]
-    return [_row(home, spec, record, links, linked) for record in study.records() if record.number in numbers]
+    ranked = search.standings
+    if not ranked:
+        records = [record for record in search.study.records() if record.number in numbers]
+        return [TrialRow(**_values(search, record, linked)) for record in records]
+    return [WinnerRow(**_finalist_values(search, ranked[0], linked), finalists=tuple(ranked))]
 
 
-def _finalist_row(
-    home: Home, spec: SearchSpec, study: SearchStudy, finalist: Finalist, links: Links, linked: bool
-) -> dict[str, Any]:
-    """The row of a finalist's fresh run with the best validation value."""
-    runs = FinalistStudy.within(study, home)
-    assert runs is not None, "finalists stand only where their study is"
-    run = next(record for record in runs.records() if record.number == finalist.run)
+def _finalist_values(search: Search, finalist: Finalist, linked: bool) -> dict[str, Any]:
+    """The fields of a `FinalistRow`: of the finalist's fresh run with the best validation value."""
+    assert search.finalists is not None, "finalists stand only where their study is"
+    run = next(record for record in search.finalists.records() if record.number == finalist.run)
     return {
-        **_row(home, spec, run, links, linked),
+        **_values(search, run, linked),
         "trial": finalist.trial,
         "finalist_run": run.number,
-        "objective": next(iter(spec.search.objective)),
+        "objective": search.metric,
     }
 
 
-def model_folder(home: Home, row: dict[str, Any]) -> Path:
+def model_folder(search: Search, row: TrialRow) -> Path:
     """Where the model of a row of `chosen` lies."""
-    run = row.get("finalist_run")
-    folder = home.trial(row["trial"]) if run is None else home.finalists.trial(run)
-    return folder / MODEL_FOLDER
+    if isinstance(row, FinalistRow):
+        return search.home.finalists.trial(row.finalist_run) / MODEL_FOLDER
+    return search.home.trial(row.trial) / MODEL_FOLDER
 
 
-def chosen(home: Home, trial: int | None, finalist: int | None = None) -> dict[str, Any]:
+def chosen(search: Search, trial: int | None, finalist: int | None = None) -> TrialRow:
     """The row of a trial that has a model: the given one, or the best, as `best_rows` gives it.
 
     Args:
-        home: the search's.
+        search: whose trial.
         trial: its number, for the model of the search itself.
         finalist: the number of a trial among the finalists, for the best of its fresh runs.
 
@@ -148,25 +256,24 @@ def chosen(home: Home, trial: int | None, finalist: int | None = None) -> dict[s
         BadInput: if there is no such trial, or it has no model.
     """
     if finalist is not None:
-        spec, study = opened(home)
-        ranked = {each.trial: each for each in standings(study, home) if each.run is not None}
+        ranked = {each.trial: each for each in search.standings if each.run is not None}
         if finalist not in ranked:
             known = f"it has {', '.join(map(str, ranked))}" if ranked else "none have ended"
-            raise BadInput(f"{home.name!r} has no finalist {finalist}; {known}")
-        return _finalist_row(home, spec, study, ranked[finalist], Links(spec, study), True)
+            raise BadInput(f"{search.name!r} has no finalist {finalist}; {known}")
+        return FinalistRow(**_finalist_values(search, ranked[finalist], linked=True))
     if trial is None:
-        return best_rows(home)[0]
-    rows = {row["trial"]: row for row in trial_rows(home)}
+        return best_rows(search)[0]
+    rows = {row.trial: row for row in trial_rows(search)}
     if trial not in rows:
-        raise BadInput(f"{home.name!r} has no trial {trial}; it has 0 to {max(rows, default=-1)}")
-    if rows[trial]["epoch"] is None:
-        raise BadInput(f"trial {trial} of {home.name!r} ended before its first epoch: it has no model")
+        raise BadInput(f"{search.name!r} has no trial {trial}; it has 0 to {max(rows, default=-1)}")
+    if rows[trial].epoch is None:
+        raise BadInput(f"trial {trial} of {search.name!r} ended before its first epoch: it has no model")
     return rows[trial]
 
 
-def _row(home: Home, spec: SearchSpec, record: TrialRecord, links: Links, linked: bool) -> dict[str, Any]:
+def _values(search: Search, record: TrialRecord, linked: bool) -> dict[str, Any]:
     return {
-        "search": home.name,
+        "search": search.name,
         "trial": record.number,
         "state": record.state,
         "ending": None if record.ending is None else record.ending.value,
@@ -174,9 +281,9 @@ def _row(home: Home, spec: SearchSpec, record: TrialRecord, links: Links, linked
         "epoch": record.best_epoch,
         "epochs": record.epochs,
         "params": record.params,
-        "sampled": [name for name in record.params if spec.domain(name).sampled],
+        "sampled": tuple(name for name in record.params if search.spec.domain(name).sampled),
         "mlflow_run_id": record.mlflow_run_id,
-        "mlflow_run_url": links.url(record.mlflow_run_id),
-        "model_uri": links.model(record.mlflow_run_id) if linked else None,
+        "mlflow_run_url": search.links.url(record.mlflow_run_id),
+        "model_uri": search.links.model(record.mlflow_run_id) if linked else None,
         "reason": record.reason if record.ending is not Ending.COMPLETED else "",
     }

@@ -30,13 +30,14 @@ from search.run.preflight import planned, refusals
 from search.run.ray_session import cluster_ray, local_ray
 from search.run.settlement import settled
 from search.run.tuning import Trainable, run_trials
+from search.search import Search
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.earlier import start_of
-from search.study.finalists import FinalistStudy, candidates, standings, text, verdict
+from search.study.finalists import candidates, text, verdict
 from search.study.search_study import Ending, SearchStudy
 from search.tracking.tracker import Sender, Tracker, ready_sender
 
-__all__ = ["Outcome", "abandon", "launch", "resume", "run_study"]
+__all__ = ["Outcome", "abandon", "launch", "resume", "run_search"]
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ class Outcome(Enum):
     TIME_OVER = "TIME_OVER"
 
 
-def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
-    """Runs a new search to its end.
+def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outcome]:
+    """Runs a new search to its end; returns it and how it ended.
 
     Raises:
         BadInput: if the search exists, or another driver runs it; nothing is changed then.
@@ -71,7 +72,8 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> Outcome:
                 for line in found.data.report.lines():
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-            return run_study(spec, home, console, study, sender=sender, begin=keep)
+            search = Search(spec, home, study)
+            return search, run_search(search, console, sender=sender, begin=keep)
 
 
 @contextmanager
@@ -93,7 +95,7 @@ def resume(
     trials: int | None = None,
     seconds: float | None = None,
     retry_failed: bool = False,
-) -> Outcome:
+) -> tuple[Search, Outcome]:
     """Goes on with a search, from its spec and its study alone; changes nothing unless it can.
 
     Args:
@@ -108,7 +110,7 @@ def resume(
         planned(spec, home, None, problems)
     with ExitStack() as stack:
         stack.enter_context(home.lock())
-        study = SearchStudy.open(spec, home)
+        search = Search.open(home)
         sender = stack.enter_context(ready_sender(home))
         stack.enter_context(_ray(preloaded=True))
         with progress_bar(console) as progress:
@@ -116,27 +118,23 @@ def resume(
 
         def extend() -> None:
             if trials is not None:
-                study.budget = trials
+                search.study.budget = trials
             if retry_failed:
-                study.retry_failed()
-                finalists = FinalistStudy.within(study, home)
-                if finalists is not None:
-                    finalists.retry_failed()
+                for _, study in search.studies:
+                    study.retry_failed()
 
-        return run_study(spec, home, console, study, seconds=seconds, sender=sender, begin=extend)
+        return search, run_search(search, console, seconds=seconds, sender=sender, begin=extend)
 
 
 def abandon(home: Home) -> int:
     """Ends for good what a stopped search, or its finalists, left running; returns how many trials."""
-    spec = read_spec(home.spec)
     with home.lock():
-        study = SearchStudy.open(spec, home)
-        tracker = Tracker(spec, home, study)
-        given_up = _given_up(study, home, tracker)
-        finalists = FinalistStudy.within(study, home)
-        if finalists is not None:
-            inner = Tracker(spec, home.finalists, finalists, within=tracker)
-            given_up += _given_up(finalists, home.finalists, inner)
+        search = Search.open(home)
+        tracker = Tracker(search.spec, home, search.study)
+        given_up = _given_up(search.study, home, tracker)
+        if search.finalists is not None:
+            inner = Tracker(search.spec, home.finalists, search.finalists, within=tracker)
+            given_up += _given_up(search.finalists, home.finalists, inner)
             inner.close("ABANDONED")
         tracker.close("ABANDONED")
         return given_up
@@ -168,23 +166,21 @@ def _ray(*, preloaded: bool = False) -> Iterator[None]:
         yield
 
 
-def run_study(
-    spec: SearchSpec,
-    home: Home,
+def run_search(
+    search: Search,
     console: Console,
-    study: SearchStudy,
     *,
     seconds: float | None = None,
     trainable: Trainable | None = None,
     sender: Sender | None = None,
     begin: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Runs the study's trials until its budget is met, its time is over, or somebody stops it.
+    """Runs a search's trials until its budget is met, its time is over, or somebody stops it.
 
     A search whose budget is met goes on to its finalists, if it has any; its time does not bound them.
 
     Args:
-        spec, home, study: the search.
+        search: whose driver this process is.
         console: where to show it.
         seconds: how long from now; None: what is left of the spec's time.
         trainable: None: `ImageTransfer`.
@@ -193,6 +189,7 @@ def run_study(
     """
     from search.run.planning import trial_config
 
+    spec, home, study = search.spec, search.home, search.study
     with ExitStack() as stack:
         stack.enter_context(_driver_log(home))
         trackers = [Tracker(spec, home, study, sender=sender)]
@@ -208,18 +205,17 @@ def run_study(
         try:
             outcome = run(study, home, trackers[0], trial_config(spec), seconds=seconds)
         except AllFailedAlike:
-            _finish(study, home, trackers, Outcome.STOPPED, console)
+            _finish(search, trackers, Outcome.STOPPED, console)
             raise
         if outcome is Outcome.FINISHED and candidates(study):
-            finalists = FinalistStudy.begin(study, home)
-            home.finalists.make()
+            finalists = search.begin_finalists()
             trackers.append(Tracker(spec, home.finalists, finalists, within=trackers[0]))
             stack.callback(trackers[1].abort)
             told = finalists.cost(study, Capacity(spec).at_once)
             console.print(told, markup=False, highlight=False, soft_wrap=True)
             config = {**trial_config(spec), "score_test": True}
             outcome = run(finalists, home.finalists, trackers[1], config)
-        _finish(study, home, trackers, outcome, console)
+        _finish(search, trackers, outcome, console)
     return outcome
 
 
@@ -297,29 +293,28 @@ class _Stopwatch:
         self._written = now
 
 
-def _finish(
-    study: SearchStudy, home: Home, trackers: Sequence[Tracker], outcome: Outcome, console: Console
-) -> None:
+def _finish(search: Search, trackers: Sequence[Tracker], outcome: Outcome, console: Console) -> None:
     """Tells MLflow how the search ended; `trackers` begin with the search's own."""
     for inner in trackers[1:]:
         inner.close(outcome.value)
-    tracker, leader = trackers[0], study.leader()
+    tracker, leader = trackers[0], search.study.leader()
     if leader is not None:
         tracker.summarize({"best_trial": leader[0], "best_value": f"{leader[1]:.6f}"})
-    rows = [finalist.row() for finalist in standings(study, home)]
-    if rows:
-        metric = next(iter(study.spec.search.objective))
-        winner = {name: summary["mean"] for name, summary in rows[0]["test"].items()}
+    finalists = search.standings
+    if finalists:
+        winner = finalists[0]
+        means = {f"winner_{search.metric}": winner.validation.mean}
+        means |= {name: summary.mean for name, summary in winner.test.items()}
         tracker.summarize(
-            {"winner": rows[0]["trial"], "verdict": verdict(rows)},
-            metrics={f"winner_{metric}": rows[0]["mean"], **winner},
-            texts={"finalists.txt": text(rows, metric)},
+            {"winner": winner.trial, "verdict": verdict(finalists)},
+            metrics={name: mean for name, mean in means.items() if mean is not None},
+            texts={"finalists.txt": text(finalists, search.metric)},
         )
     tracker.close(outcome.value)
     for left in (each.outbox for each in trackers if any(each.outbox.glob("*.jsonl"))):
         console.print(
             f"MLflow has not taken everything; the rest is kept in {left} and sent by "
-            f"`transfer-search doctor {study.spec.name} --repair`",
+            f"`transfer-search doctor {search.name} --repair`",
             style="yellow",
         )
 

@@ -231,11 +231,15 @@ class Finalist:
         }
 
 
-def standings(search: SearchStudy, home: Home) -> list[Finalist]:
-    """The finalists, the winner first; empty until all their runs have ended, or if none completed."""
+def standings(search: SearchStudy, study: FinalistStudy | None) -> list[Finalist]:
+    """The finalists, the winner first; empty until all their runs have ended, or if none completed.
+
+    Args:
+        search: the search's own study.
+        study: that of its finalists; None where it has not come to them.
+    """
     wanted, chosen = search.spec.search.finalists, candidates(search)
-    study = FinalistStudy.within(search, home) if chosen and not search.progress().left else None
-    if study is None or wanted is None:
+    if study is None or wanted is None or not chosen or search.progress().left:
         return []
     latest = study.latest()
     pairs = [(number, repeat) for number in chosen for repeat in range(wanted.seeds)]
@@ -292,49 +296,50 @@ def _value(record: TrialRecord) -> float:
 # In words
 
 
-def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How sure the winner is, of the finalists' rows."""
-    winner, others = rows[0], rows[1:]
-    ties = [str(row["trial"]) for row in others if row["ties_with_best"]]
+def verdict(finalists: Sequence[Finalist]) -> str:
+    """How sure the winner, the first of the finalists, is."""
+    winner, others = finalists[0], finalists[1:]
+    ties = [str(each.trial) for each in others if each.ties_with_best]
     if not others:
-        return f"trial {winner['trial']} was the only finalist"
-    seeds = len(winner["values"])
+        return f"trial {winner.trial} was the only finalist"
+    seeds = len(winner.validation.values)
     if ties:
         noun = "trial" if len(ties) == 1 else "trials"
         verb = "ties" if len(ties) == 1 else "tie"
         return (
-            f"trial {winner['trial']} has the best mean, but {noun} {', '.join(ties)} {verb} with it: "
+            f"trial {winner.trial} has the best mean, but {noun} {', '.join(ties)} {verb} with it: "
             f"{seeds} seeds do not tell them apart"
         )
-    return f"trial {winner['trial']} is better than every other finalist, as far as {seeds} seeds can tell"
+    return f"trial {winner.trial} is better than every other finalist, as far as {seeds} seeds can tell"
 
 
-def table(rows: Sequence[Mapping[str, Any]], metric: str) -> Table:
-    """The finalists' rows for a person: means and sample standard deviations over the fresh seeds."""
-    tested = [name for name in _SHOWN if all(name in row["test"] for row in rows)]
+def table(finalists: Sequence[Finalist], metric: str) -> Table:
+    """The finalists for a person: means and sample standard deviations over the fresh seeds."""
+    tested = [name for name in _SHOWN if all(name in each.test for each in finalists)]
     shown = Table(box=None, padding=(0, 1, 0, 0))
     for title in ("trial", metric, "95 % interval", *tested, ""):
         shown.add_column(title, no_wrap=True)
-    for place, row in enumerate(rows):
-        interval = "" if row["interval"] is None else "{:.4f}-{:.4f}".format(*row["interval"])
-        notes = ["winner"] if place == 0 else ["tie"] if row["ties_with_best"] else []
-        notes += [f"{row['failed']} failed"] if row["failed"] else []
-        scores = (mean_text(row["test"][name]) for name in tested)
-        shown.add_row(str(row["trial"]), mean_text(row), interval, *scores, ", ".join(notes))
+    for place, each in enumerate(finalists):
+        interval = each.validation.interval
+        covered = "" if interval is None else "{:.4f}-{:.4f}".format(*interval)
+        notes = ["winner"] if place == 0 else ["tie"] if each.ties_with_best else []
+        notes += [f"{each.failed} failed"] if each.failed else []
+        scores = (mean_text(each.test[name]) for name in tested)
+        shown.add_row(str(each.trial), mean_text(each.validation), covered, *scores, ", ".join(notes))
     return shown
 
 
-def mean_text(summary: Mapping[str, Any]) -> str:
-    """The mean of a summary's row and its sample standard deviation, as far as it has them."""
-    if summary["mean"] is None:
+def mean_text(summary: Summary) -> str:
+    """The mean of a summary and its sample standard deviation, as far as it has them."""
+    if summary.mean is None:
         return ""
-    return f"{summary['mean']:.4f}" + ("" if summary["std"] is None else f" ± {summary['std']:.4f}")
+    return f"{summary.mean:.4f}" + ("" if summary.std is None else f" ± {summary.std:.4f}")
 
 
-def text(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+def text(finalists: Sequence[Finalist], metric: str) -> str:
     """The table and the verdict as a file holds them."""
     output = io.StringIO()
     console = Console(file=output, width=160, color_system=None)
-    console.print(table(rows, metric))
-    console.print(verdict(rows), markup=False, highlight=False, soft_wrap=True)
+    console.print(table(finalists, metric))
+    console.print(verdict(finalists), markup=False, highlight=False, soft_wrap=True)
     return output.getvalue()

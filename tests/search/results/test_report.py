@@ -11,6 +11,7 @@ import pytest
 from search.errors import BadInput
 from search.home import Home
 from search.results.report import report, write_report
+from search.search import Search
 from search.study.search_study import Ending, SearchStudy
 from tests.search.specs import small
 from trainables.record import METRICS
@@ -61,7 +62,7 @@ def searched(count: int) -> Home:
 
 def test_it_needs_nothing_beside_itself_and_runs_no_script(folder: Path) -> None:
     home = searched(15)
-    text = write_report(home, folder / "out" / "small.html")
+    text = write_report(Search.open(home), folder / "out" / "small.html")
     assert (folder / "out" / "small.html").read_text() == text
     assert [path.name for path in (folder / "out").iterdir()] == ["small.html"]
     page = Tags(text)
@@ -75,16 +76,16 @@ def test_it_needs_nothing_beside_itself_and_runs_no_script(folder: Path) -> None
 
 
 def test_one_trial_is_enough(folder: Path) -> None:
-    assert "Best: trial 0" in report(searched(1))
+    assert "Best: trial 0" in report(Search.open(searched(1)))
 
 
 def test_without_a_completed_trial_it_says_so(folder: Path) -> None:
     with pytest.raises(BadInput, match="no trial of 'small' has completed"):
-        write_report(searched(0), folder / "small.html")
+        write_report(Search.open(searched(0)), folder / "small.html")
     assert not (folder / "small.html").exists()
 
 
 def test_a_file_that_cannot_be_written_is_refused(folder: Path) -> None:
     (folder / "file").touch()
     with pytest.raises(BadInput, match="cannot write"):
-        write_report(searched(1), folder / "file" / "small.html")
+        write_report(Search.open(searched(1)), folder / "file" / "small.html")

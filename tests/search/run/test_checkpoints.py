@@ -16,10 +16,11 @@ from rich.console import Console
 
 from search.home import Home
 from search.results.doctor import examine
-from search.results.rows import opened, trial_rows
+from search.results.rows import trial_rows
 from search.run import launch as launching
 from search.run.launch import Outcome
-from search.spec.search_spec import SearchSpec
+from search.search import Search
+from search.spec.search_spec import SearchSpec, read_spec
 from search.study.search_study import SearchStudy
 from tests.buckets import Bucket
 from tests.search import held
@@ -50,11 +51,10 @@ def start(spec: SearchSpec) -> Home:
 
 def run(home: Home) -> Outcome:
     """The search in `home` to its end."""
-    spec = launching.read_spec(home.spec)
+    spec = read_spec(home.spec)
     with home.lock():
-        study = SearchStudy.create(spec, home)
         console = Console(file=io.StringIO())
-        return launching.run_study(spec, home, console, study, trainable=held.Held)
+        return launching.run_search(Search.create(spec, home), console, trainable=held.Held)
 
 
 KILLED = """
@@ -89,21 +89,21 @@ def test_a_killed_search_goes_on_from_a_bucket(
     for number in range(4):  # no epoch twice
         assert [epoch for one, epoch in ran if one == number] == [1, 2, 3, 4]
 
-    found = trial_rows(home)
-    assert [(row["state"], row["epochs"]) for row in found] == [("COMPLETE", EPOCHS)] * 4
-    _, study = opened(home)
+    found = trial_rows(Search.open(home))
+    assert [(row.state, row.epochs) for row in found] == [("COMPLETE", EPOCHS)] * 4
+    study = Search.open(home).study
     for record in study.records():
         kept = home.trial(record.number)
         assert load_delta(kept / MODEL_FOLDER).card.metric == record.best
         assert sorted(path.name for path in kept.iterdir()) == ["model", "record"]
-    assert all(row["model_uri"] for row in found)
-    assert examine(home) == []
+    assert all(row.model_uri for row in found)
+    assert examine(Search.open(home)) == []
     assert bucket.keys() == set()
 
 
 def prefix_of(home: Home) -> str:
     """Where in a bucket the trials of a search are, whose study is made now."""
-    study = SearchStudy.create(launching.read_spec(home.spec), home)
+    study = SearchStudy.create(read_spec(home.spec), home)
     return f"states/{home.name}-{study.search_id[:12]}"
 
 
@@ -114,26 +114,26 @@ def test_a_trial_whose_model_does_not_come_has_not_ended(folder: Path, bucket: B
     bucket.put(key, b"what somebody else put there")
     # The trial cannot begin with that, so it fails, and then nothing can come home.
     assert run(home) is Outcome.STOPPED
-    assert [row["state"] for row in trial_rows(home)] == ["RUNNING"]
+    assert [row.state for row in trial_rows(Search.open(home))] == ["RUNNING"]
     assert "could lead out of a folder" in home.log.read_text()
     bucket.delete(key)
     assert run(home) is Outcome.FINISHED
-    assert [row["state"] for row in trial_rows(home)] == ["COMPLETE"]
+    assert [row.state for row in trial_rows(Search.open(home))] == ["COMPLETE"]
     assert bucket.keys() == set()
 
 
 def test_a_search_given_up_takes_its_models_home(folder: Path, bucket: Bucket) -> None:
     home = start(small("search.trials=1", f"checkpoints={bucket.uri('states')}"))
-    spec = launching.read_spec(home.spec)
+    spec = read_spec(home.spec)
     study = SearchStudy.create(spec, home)
     study.ask()
     for name in ("model/model.json", "record/applied.json", "state.pt", "owner"):
         bucket.put(f"{prefix_of(home)}/trial-00000/{name}", b"{}")
     assert launching.abandon(home) == 1
-    assert [row["ending"] for row in trial_rows(home)] == ["ABANDONED"]
+    assert [row.ending for row in trial_rows(Search.open(home))] == ["ABANDONED"]
     assert sorted(path.name for path in home.trial(0).rglob("*.*")) == ["applied.json", "model.json"]
     assert bucket.keys() == set()
-    assert examine(home) == []
+    assert examine(Search.open(home)) == []
 
 
 def test_an_address_that_cannot_be_written_ends_a_launch_at_once(folder: Path, bucket: Bucket) -> None:

@@ -20,13 +20,14 @@ from mlflow.entities import Run
 from ray import cloudpickle
 from rich.console import Console
 
+from search.errors import SearchBusy
 from search.home import Home
 from search.results.doctor import examine
-from search.results.rows import opened, trial_rows
+from search.results.rows import trial_rows
 from search.run import launch as launching
 from search.run.launch import Outcome
-from search.spec.search_spec import SearchSpec
-from search.study.search_study import SearchStudy
+from search.search import Search
+from search.spec.search_spec import SearchSpec, read_spec
 from tests.search import toys
 from tests.search.specs import small
 
@@ -50,18 +51,17 @@ def start(spec: SearchSpec, script: dict[str, str]) -> Home:
 
 def run(home: Home, seconds: float | None = None) -> tuple[Outcome, str]:
     """The search in `home` to its end: how it ended, and what was shown."""
-    spec, output = launching.read_spec(home.spec), io.StringIO()
+    spec, output = read_spec(home.spec), io.StringIO()
     with home.lock():
-        study = SearchStudy.create(spec, home)
-        outcome = launching.run_study(
-            spec, home, Console(file=output), study, seconds=seconds, trainable=toys.Toy
-        )
+        search = Search.create(spec, home)
+        outcome = launching.run_search(search, Console(file=output), seconds=seconds, trainable=toys.Toy)
     return outcome, output.getvalue()
 
 
 def children(home: Home) -> dict[int, Run]:
     """MLflow's child runs by trial; fails where a trial has two."""
-    spec, study = opened(home)
+    search = Search.open(home)
+    spec, study = search.spec, search.study
     client = MlflowClient(spec.tracking_uri)
     (experiment,) = client.search_experiments(filter_string="name = 'transfer-search'")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
@@ -79,7 +79,7 @@ def test_every_ending_is_told_alike_everywhere(folder: Path) -> None:
     home = start(spec, script)
     outcome, _ = run(home)
     assert outcome is Outcome.FINISHED
-    rows = {row["trial"]: row for row in trial_rows(home)}
+    rows = {row.trial: row for row in trial_rows(Search.open(home))}
     expected = {
         0: ("COMPLETE", "COMPLETE", "FINISHED"),
         1: ("FAIL", "DIVERGED", "FAILED"),
@@ -90,16 +90,16 @@ def test_every_ending_is_told_alike_everywhere(folder: Path) -> None:
         6: ("COMPLETE", "COMPLETE", "FINISHED"),
     }
     runs = children(home)
-    found = {n: (row["state"], row["ending"], runs[n].info.status) for n, row in rows.items()}
+    found = {n: (row.state, row.ending, runs[n].info.status) for n, row in rows.items()}
     assert found == expected
-    assert "a test asked for this" in rows[2]["reason"]
-    assert "not finite at epoch 2" in rows[1]["reason"]
+    assert "a test asked for this" in rows[2].reason
+    assert "not finite at epoch 2" in rows[1].reason
     client = MlflowClient(spec.tracking_uri)
     assert [f.path for f in client.list_artifacts(runs[2].info.run_id)] == ["traceback.txt"]
     for number in (0, 3, 5):
         points = client.get_metric_history(runs[number].info.run_id, "val_accuracy")
         assert sorted(point.step for point in points) == [1, 2, 3, 4]
-    assert examine(home) == []
+    assert examine(Search.open(home)) == []
 
 
 def test_out_of_gpu_memory_gets_one_larger_share(folder: Path) -> None:
@@ -107,31 +107,31 @@ def test_out_of_gpu_memory_gets_one_larger_share(folder: Path) -> None:
     home = start(spec, {"1": "memory below 0.5", "2": "memory below 0.7", "3": "mention memory"})
     outcome, _ = run(home)
     assert outcome is Outcome.FINISHED
-    rows = {row["trial"]: row for row in trial_rows(home)}
-    endings = {number: row["ending"] for number, row in rows.items()}
+    rows = {row.trial: row for row in trial_rows(Search.open(home))}
+    endings = {number: row.ending for number, row in rows.items()}
     assert endings == {0: "COMPLETE", 1: "COMPLETE", 2: "OUT_OF_MEMORY", 3: "ERRORED"}
-    assert rows[2]["reason"].startswith("with gpu 0.3 and then 0.6")
-    assert "Tried to allocate 20.00 MiB" in rows[2]["reason"]
+    assert rows[2].reason.startswith("with gpu 0.3 and then 0.6")
+    assert "Tried to allocate 20.00 MiB" in rows[2].reason
     runs = children(home)
     assert runs[2].info.status == "FAILED"
-    assert runs[2].data.tags["reason"] == rows[2]["reason"]
+    assert runs[2].data.tags["reason"] == rows[2].reason
     points = MlflowClient(spec.tracking_uri).get_metric_history(runs[1].info.run_id, "val_accuracy")
     assert sorted(point.step for point in points) == [1, 2, 3, 4]
-    assert examine(home) == []
+    assert examine(Search.open(home)) == []
 
 
 def test_pruned_trials_keep_what_they_reported_and_are_never_best(folder: Path) -> None:
     home = start(small("search.trials=12", "resources.concurrency=1"), {})
     run(home)
-    rows = trial_rows(home)
-    pruned = [row for row in rows if row["state"] == "PRUNED"]
+    rows = trial_rows(Search.open(home))
+    pruned = [row for row in rows if row.state == "PRUNED"]
     assert pruned
-    assert all(row["epochs"] < 4 and "asha pruned it" in row["reason"] for row in pruned)
+    assert all(row.epochs < 4 and "asha pruned it" in row.reason for row in pruned)
     runs = children(home)
     for row in pruned:
-        run_ = runs[row["trial"]]
+        run_ = runs[row.trial]
         assert (run_.info.status, run_.data.tags["state"]) == ("KILLED", "PRUNED")
-    _, study = opened(home)
+    study = Search.open(home).study
     assert study.best()[0].state.name == "COMPLETE"
 
 
@@ -139,7 +139,7 @@ def test_time_over_interrupts_and_a_second_driver_goes_on(folder: Path) -> None:
     home = start(small("search.trials=12", "search.pruner=none"), {"all": "sleep"})
     outcome, _ = run(home, seconds=8.0)
     assert outcome is Outcome.TIME_OVER
-    _, study = opened(home)
+    study = Search.open(home).study
     before = {record.number: record.mlflow_run_id for record in study.records()}
     interrupted = study.interrupted()
     assert interrupted
@@ -147,11 +147,11 @@ def test_time_over_interrupts_and_a_second_driver_goes_on(folder: Path) -> None:
     assert {children(home)[n].data.tags["state"] for n in interrupted} == {"INTERRUPTED"}
     outcome, _ = run(home)
     assert outcome is Outcome.FINISHED
-    assert {row["state"] for row in trial_rows(home)} == {"COMPLETE"}
+    assert {row.state for row in trial_rows(Search.open(home))} == {"COMPLETE"}
     runs = children(home)
     assert len(runs) == 12
     assert all(runs[number].info.run_id == run_id for number, run_id in before.items())
-    assert examine(home) == []
+    assert examine(Search.open(home)) == []
 
 
 def test_a_signal_stops_in_order(folder: Path) -> None:
@@ -172,13 +172,13 @@ def test_a_signal_stops_in_order(folder: Path) -> None:
 def test_abandoning_ends_what_was_left(folder: Path) -> None:
     home = start(small("search.trials=12", "search.pruner=none"), {"all": "sleep"})
     run(home, seconds=8.0)
-    _, study = opened(home)
+    study = Search.open(home).study
     left = study.interrupted()
     assert launching.abandon(home) == len(left) > 0
-    rows = {row["trial"]: row for row in trial_rows(home)}
-    assert all(rows[n]["ending"] == "ABANDONED" for n in left)
+    rows = {row.trial: row for row in trial_rows(Search.open(home))}
+    assert all(rows[n].ending == "ABANDONED" for n in left)
     assert all(children(home)[n].info.status == "KILLED" for n in left)
-    assert examine(home) == []
+    assert examine(Search.open(home)) == []
 
 
 KILLED = """
@@ -202,21 +202,21 @@ def test_a_killed_driver_loses_nothing(folder: Path) -> None:
         time.sleep(0.1)
     driver.kill()
     driver.wait()
-    before = {row["trial"]: row for row in trial_rows(home)}
-    finished = {n for n, row in before.items() if row["state"] == "COMPLETE"}
+    before = {row.trial: row for row in trial_rows(Search.open(home))}
+    finished = {n for n, row in before.items() if row.state == "COMPLETE"}
     assert finished
     assert len(finished) < 10
     outcome, _ = run(home)
     assert outcome is Outcome.FINISHED
-    after = {row["trial"]: row for row in trial_rows(home)}
+    after = {row.trial: row for row in trial_rows(Search.open(home))}
     assert sorted(after) == list(range(10))
-    assert {row["state"] for row in after.values()} == {"COMPLETE"}
-    assert all(after[n]["value"] == before[n]["value"] for n in finished)
+    assert {row.state for row in after.values()} == {"COMPLETE"}
+    assert all(after[n].value == before[n].value for n in finished)
     # A trial whose driver was killed while it drew has drawn only some; all others keep theirs.
-    drawn = {n: row["params"] for n, row in before.items() if "seed" in row["params"]}
-    assert {n: after[n]["params"] for n in drawn} == drawn
+    drawn = {n: row.params for n, row in before.items() if "seed" in row.params}
+    assert {n: after[n].params for n in drawn} == drawn
     assert sorted(children(home)) == list(range(10))
-    assert examine(home) == []
+    assert examine(Search.open(home)) == []
 
 
 def test_a_killed_sender_loses_nothing(folder: Path) -> None:
@@ -240,12 +240,12 @@ def test_a_killed_sender_loses_nothing(folder: Path) -> None:
     assert sorted(children(home)) == list(range(10))
     assert {run_.info.status for run_ in children(home).values()} == {"FINISHED"}
     assert not list(home.outbox.glob("*.jsonl"))
-    assert examine(home) == []
+    assert examine(Search.open(home)) == []
 
 
 def test_a_second_driver_is_told_who_holds_the_search(folder: Path) -> None:
     home = start(small(), {})
-    with home.lock(), pytest.raises(launching.BadInput, match=f"process {os.getpid()}"):
+    with home.lock(), pytest.raises(SearchBusy, match=f"process {os.getpid()}"):
         with home.lock():
             pass
     assert home.driver() is None
@@ -256,8 +256,8 @@ def test_the_doctor_mends_what_mlflow_lost(folder: Path) -> None:
     run(home)
     empty = f"sqlite:///{folder / 'empty.db'}"
     home.spec.write_text(small("search.trials=3", "search.pruner=none", f"tracking.uri={empty}").to_yaml())
-    assert len(examine(home)) == 3
-    assert examine(home, repair=True) == []
+    assert len(examine(Search.open(home))) == 3
+    assert examine(Search.open(home), repair=True) == []
     client = MlflowClient(empty)
     for run_ in children(home).values():
         points = client.get_metric_history(run_.info.run_id, "val_accuracy")

@@ -25,14 +25,13 @@ from sklearn.datasets import load_digits
 from search.errors import SpecError
 from search.home import Home
 from search.results.export import stored_export
-from search.results.rows import opened
+from search.search import Search
 from search.spec.search_spec import read_spec
 from search.study.finalists import (
     Finalist,
     FinalistStudy,
     candidates,
     differ,
-    standings,
     summarized,
     table,
     verdict,
@@ -116,8 +115,7 @@ def searched(*values: float, overrides: tuple[str, ...] = ()) -> tuple[Home, Sea
 
 def results(home: Home, study: SearchStudy) -> list[Finalist]:
     home.spec.write_text(study.spec.to_yaml())
-    _, again = opened(home)
-    return standings(again, home)
+    return Search.open(home).standings
 
 
 def test_the_best_are_chosen_and_get_the_same_fresh_seeds(folder: Path) -> None:
@@ -162,7 +160,7 @@ def test_the_best_mean_wins_and_not_the_best_trial(folder: Path) -> None:
     assert first.test["test_accuracy"].values == (0.2, 0.4)
     assert set(first.test) == {"test_accuracy"}
     assert second.ties_with_best
-    told = [each.row() for each in (first, second, third)]
+    told = [first, second, third]
     assert "trial 3 has the best mean, but trials 2" in verdict(told)
     json.dumps(told, allow_nan=False)
     assert table(told, "val_accuracy").row_count == 3
@@ -406,8 +404,7 @@ def mislabelled(tmp_path_factory: pytest.TempPathFactory, shared_ray: None) -> P
 
 def finalists_runs(place: Path) -> Any:
     home = Home(place / "searches/small")
-    _, search = opened(home)
-    study = FinalistStudy.within(search, home)
+    study = Search.open(home).finalists
     assert study is not None
     return study.records()
 
@@ -456,7 +453,8 @@ def test_the_winner_is_what_best_and_export_give(
 
 def runs_in(place: Path, uri: str | None = None) -> tuple[MlflowClient, Run, dict[int, Run]]:
     """MLflow's parent run, and the finalists' runs by number."""
-    spec, study = opened(Home(place / "searches/small"))
+    search = Search.open(Home(place / "searches/small"))
+    spec, study = search.spec, search.study
     client = MlflowClient(uri or spec.tracking_uri)
     (experiment,) = client.search_experiments(filter_string="name = 'transfer-search'")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
@@ -475,7 +473,9 @@ def test_an_export_through_mlflow_is_the_winners_too(
 ) -> None:
     _, best = found_in(mislabelled, monkeypatch)
     console = Console(file=io.StringIO())
-    stored = stored_export(Home.existing("small"), trial=None, formats=["safetensors"], console=console)
+    stored = stored_export(
+        Search.open(Home.existing("small")), trial=None, formats=["safetensors"], console=console
+    )
     fetch_files(stored, tmp_path / "out")
     card = json.loads((tmp_path / "out" / "model.json").read_text())
     assert card["hparams"]["seed"] == best["params"]["seed"]
