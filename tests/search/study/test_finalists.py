@@ -162,7 +162,7 @@ def test_the_best_mean_wins_and_not_the_best_trial(folder: Path) -> None:
     assert second.ties_with_best
     told = [first, second, third]
     assert "trial 3 has the best mean, but trials 2" in verdict(told)
-    json.dumps(told, allow_nan=False)
+    json.dumps([each.row() for each in told], allow_nan=False)
     assert table(told, "val_accuracy").row_count == 3
 
 
