@@ -51,7 +51,9 @@ class Registration:
     @cached_property
     def _candidate(self) -> Candidate:
         row, data = self._model.row, self._model.data
-        assert row.mlflow_run_id is not None and row.epoch is not None and row.value is not None
+        assert row.mlflow_run_id is not None
+        assert row.epoch is not None
+        assert row.value is not None
         metric, direction = next(iter(self._search.spec.search.objective.items()))
         metrics = dict(self._model.loaded.card.metric)
         told = f"{metric} {row.value:.4f} at epoch {row.epoch}"
