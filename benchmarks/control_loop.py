@@ -30,8 +30,8 @@ from search.spec.search_spec import read_spec
 from search.study.search_study import SearchStudy
 from search.tracking import tracker as tracking
 from trainables.image import backbones
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.record import METRICS, MODEL_FOLDER
-from trainables.training.hparams import HParams
 from trainables.training.model import build_model, make_card, save_delta
 
 SPEC = """

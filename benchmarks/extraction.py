@@ -32,9 +32,9 @@ def measured(name: str, size: int) -> dict[str, object]:
     images = torch.randn(BATCH, 3, size, size, generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        simple = folded(trunk, size)
+        simple = folded(trunk, (3, size, size))
         began = time.perf_counter()
-        fast = fast_passes(trunk, size)
+        fast = fast_passes(trunk, (3, size, size))
         ready = time.perf_counter() - began
         ways = {"as_it_is": trunk, "folded": simple, "fast": fast}
         seconds: dict[str, list[float]] = {way: [] for way in ways}

@@ -41,8 +41,8 @@ from torch.nn import functional
 from trainables.files.cache import Cache
 from trainables.image import backbones
 from trainables.image.data import DataConfig, ImageData, load
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.training.footprint import keep_within
-from trainables.training.hparams import HParams
 from trainables.training.inference import fast_passes
 from trainables.training.loop import Settings, Training
 

@@ -24,7 +24,8 @@ from trainables.files.cache import Cache
 from trainables.image import backbones
 from trainables.image.augment import operations
 from trainables.image.data import DataConfig, load
-from trainables.training.hparams import HParams, knobs
+from trainables.image.hparams import POLICIES
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.training.loop import Settings, Training, fit
 
 SEEDS = (0, 1, 2)
@@ -42,7 +43,7 @@ def policies() -> dict[str, dict[str, Any]]:
     rows = tuple(((names[i], 0.7, 10), (names[-i - 1], 0.5, 8)) for i in range(3))
     return {
         policy: {"policy": policy, "lr": 1e-2, "sub_policies": rows if policy == "sampled" else ()}
-        for policy in knobs()["policy"].choices or ()
+        for policy in POLICIES
     }
 
 
@@ -58,7 +59,7 @@ def main() -> None:
     epochs = asked.epochs or {"strategies": 6, "policies": 16}[asked.what]
     table = STRATEGIES if asked.what == "strategies" else policies()
     backbone = backbones.build("efficientnet_lite0", image_size=asked.size)
-    settings = Settings(threads=os.cpu_count() or 1, orientation_matters=True)
+    settings = Settings(threads=os.cpu_count() or 1)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, values in table.items():
@@ -71,6 +72,7 @@ def main() -> None:
                     train_limit=train,
                     validation_limit=500,
                     test_limit=10,
+                    orientation_matters=True,
                 )
                 data = load(config, cache_dir=Path(folder))
                 hparams = HParams(

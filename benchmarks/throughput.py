@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 from trainables.errors import DataError
 from trainables.image import backbones
 from trainables.image.data import DataConfig, ImageData, load
-from trainables.training.hparams import HParams
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.training.loop import Settings, Training
 
 

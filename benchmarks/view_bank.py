@@ -20,8 +20,8 @@ from pathlib import Path
 
 from trainables.image import augment, backbones
 from trainables.image.data import DataConfig, load
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.seeds import derived_seed, sample_seeds
-from trainables.training.hparams import HParams
 
 SETS: dict[str, list[HParams]] = {
     "four policies": [

@@ -25,7 +25,7 @@ import torch
 from trainables.files.cache import Cache
 from trainables.image import backbones
 from trainables.image.data import DataConfig, load
-from trainables.training.hparams import HParams
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.training.loop import Settings, Training, fit
 
 SEEDS = (0, 1, 2)

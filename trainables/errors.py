@@ -1,10 +1,17 @@
-"""What every modality's data can fail with."""
+"""What every modality can fail with.
+
+ValueError
+├── DataError        data that cannot be used
+├── BackboneError    a backbone or its weights that cannot be had
+└── UnknownName      a name that nothing has
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
-__all__ = ["DataError"]
+__all__ = ["BackboneError", "DataError", "UnknownName", "did_you_mean"]
 
 _SHOWN = 10
 
@@ -26,3 +33,22 @@ class DataError(ValueError):
                 lines += f"\n- and {len(self.problems) - _SHOWN:,} more"
             text = f"{len(self.problems):,} problems with the data:{lines}"
         super().__init__(text)
+
+
+class BackboneError(ValueError):
+    """A backbone or its weights cannot be had as asked; the message says what is allowed."""
+
+
+class UnknownName(ValueError):
+    """A name that nothing has; the message lists those that there are."""
+
+    def __init__(self, what: str, name: object, known: Iterable[str]) -> None:
+        names = list(known)
+        hint = did_you_mean(str(name), names)
+        super().__init__(f"{what} is {name!r}, but must be one of {', '.join(names)}{hint}")
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A question for the name that was probably meant, as the end of a message; empty if none is close."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import platform
 import time
@@ -16,11 +17,9 @@ from trainables.files.cache import Cache, default_root
 from trainables.files.claim import Claim
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import Epochs, model_metric, read_epochs
-from trainables.image import backbones
-from trainables.image.data import DataConfig, ImageData, load
+from trainables.modality import Backbone, Data, modality
 from trainables.record import BEST, EPOCHS, MODEL_FOLDER, PROGRESS_FILE, TEST_METRICS, TOLD
 from trainables.training.footprint import keep_within
-from trainables.training.hparams import HParams
 from trainables.training.loop import Monitor, Settings, Training
 from trainables.training.model import load_delta
 
@@ -34,12 +33,13 @@ class TrialConfig(TypedDict):
     """What a trial is told, in plain values.
 
     Attributes:
+        modality: of what it is a trial; `image` where it is absent.
         number: the trial's number in its study.
         hparams: as `HParams.to_dict` gives them.
         sampled: names of the hyperparameters that the search varies.
         folder: where the trial keeps its state and its model; on storage that all nodes share.
         checkpoints: address at which it keeps them instead; see `Claim`.
-        data: as `DataConfig.to_dict` gives it.
+        data: as the modality's `load` takes it.
         settings: fields of `Settings`; its monitor as fields of `Monitor`.
         cache_dir: root of the node's cache; None: where the node itself keeps it.
         cache_bytes: bound of the cache; 0: frozen features are not kept.
@@ -47,6 +47,7 @@ class TrialConfig(TypedDict):
             search's trials never are, only its finalists.
     """
 
+    modality: NotRequired[str]
     number: int
     hparams: dict[str, Any]
     sampled: list[str]
@@ -145,13 +146,16 @@ def _training(trial: TrialConfig, folder: Path, reads: set[str]) -> tuple[Traini
     knowing what it told of its epochs.
     """
     settings = {**trial["settings"], "monitor": Monitor(**trial["settings"]["monitor"])}
-    hparams = HParams.from_dict(trial["hparams"]).watched(reads)
+    name = trial.get("modality", "image")
+    kind = modality(name)
+    hparams = kind.hparams.from_dict(trial["hparams"]).watched(reads)
+    asked = {each: getattr(hparams, each) for each in kind.backbone_knobs}
     cache_dir = trial["cache_dir"] or str(default_root())
     new = functools.partial(
         Training,
         hparams,
-        _data(cache_dir, **trial["data"]),
-        _backbone(hparams.backbone, hparams.weights, hparams.image_size),
+        _data(name, cache_dir, json.dumps(trial["data"], sort_keys=True)),
+        _backbone(name, **asked),
         settings=Settings(**settings),
         cache=_cache(cache_dir, trial["cache_bytes"]) if trial["cache_bytes"] else None,
         progress=_progress(folder / PROGRESS_FILE),
@@ -220,13 +224,13 @@ def _test_scores(training: Training, folder: Path) -> dict[str, float]:
 
 
 @functools.lru_cache(maxsize=1)
-def _data(cache_dir: str, **config: Any) -> ImageData:
-    return load(DataConfig.from_dict(config), cache_dir=Path(cache_dir))
+def _data(kind: str, cache_dir: str, config: str) -> Data:
+    return modality(kind).load(json.loads(config), cache_dir=Path(cache_dir))
 
 
 @functools.lru_cache(maxsize=4)
-def _backbone(name: str, weights: str, image_size: int | None) -> backbones.Backbone:
-    return backbones.build(name, weights=weights, image_size=image_size)
+def _backbone(kind: str, **asked: Any) -> Backbone:
+    return modality(kind).backbone(asked)
 
 
 @functools.lru_cache(maxsize=1)

@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from search.cli.options import JsonOption
 from search.cli.printing import console, print_json
+from search.errors import BadInput
+from trainables.errors import DataError, UnknownName
+from trainables.modality import Modality
+from trainables.modality import modality as find_modality
 
 __all__ = ["commands"]
 
 commands = typer.Typer()
 
+ModalityOption = Annotated[str, typer.Option(help="Of which kind of data.")]
+
 
 @commands.command("backbones")
 def list_backbones(
     pattern: Annotated[str | None, typer.Argument(help="A part of a name, or a glob: 'timm/*lite*'.")] = None,
+    modality: ModalityOption = "image",
     as_json: JsonOption = False,
 ) -> None:
     """List the backbones, and whether their weights are on this machine."""
-    from trainables.image.backbones import available
-
-    found = available(pattern)
+    found = _modality(modality).backbones(pattern)
     if as_json:
-        print_json([vars(info) for info in found])
+        print_json(
+            [
+                {
+                    "name": info.name,
+                    "parameters": info.parameters,
+                    **info.details,
+                    "weights_at_hand": info.weights_at_hand,
+                }
+                for info in found
+            ]
+        )
         return
-    table = Table("backbone", "parameters", "image size", "weights at hand", box=None)
+    columns = list(dict.fromkeys(column for info in found for column in info.details))
+    titles = [column.replace("_", " ") for column in columns]
+    table = Table("backbone", "parameters", *titles, "weights at hand", box=None)
     for info in found:
         parameters = "" if info.parameters is None else f"{info.parameters:,}"
-        table.add_row(info.name, parameters, str(info.image_size), "yes" if info.weights_at_hand else "")
+        details = [str(info.details.get(column, "")) for column in columns]
+        table.add_row(info.name, parameters, *details, "yes" if info.weights_at_hand else "")
     console.print(table)
 
 
@@ -39,17 +57,29 @@ def list_backbones(
 def list_policies(
     preview: Annotated[Path | None, typer.Option(help="Draw every policy on this image file.")] = None,
     to: Annotated[Path, typer.Option(help="Where the drawing goes.")] = Path("policies.png"),
+    modality: ModalityOption = "image",
     as_json: JsonOption = False,
 ) -> None:
     """List the augmentation policies and what each does; draw them on an image."""
-    from search.cli.previews import draw_policies, policy_lines
-
-    lines = policy_lines()
+    kind = _modality(modality)
+    lines = kind.policies()
     if as_json:
-        print_json(lines)
+        print_json({policy: list(steps) for policy, steps in lines.items()})
     else:
         for policy, steps in lines.items():
             console.print(f"{policy}: {'; '.join(steps)}", markup=False, highlight=False)
     if preview is not None:
-        draw_policies(preview, to)
+        try:
+            to.write_bytes(kind.draw_policies(preview))
+        except DataError as error:
+            raise BadInput(str(error)) from error
+        except OSError as error:
+            raise BadInput(f"cannot write {to}: {error.strerror}") from error
         console.print(f"drawn to {to}")
+
+
+def _modality(name: str) -> Modality[Any]:
+    try:
+        return find_modality(name)
+    except UnknownName as error:
+        raise BadInput(str(error)) from error

@@ -29,7 +29,7 @@ from search.run.planning import cache_root
 from search.search import Search
 from search.tracking.artifacts import store_files
 from trainables.image.classifier import Classifier, of_model
-from trainables.image.data import ImageData, load
+from trainables.image.data import DataConfig, ImageData, load
 from trainables.image.graphs import FILES, WholeModel, read_graph, write_graph, write_helper
 from trainables.training.metrics import scores
 from trainables.training.model import LoadedModel, ModelError, load_delta
@@ -63,7 +63,8 @@ def opened_model(search: Search, trial: int | None = None, finalist: int | None 
         loaded = load_delta(model_folder(search, row))
     except ModelError as error:
         raise BadInput(f"the model of trial {row.trial} cannot be opened: {error}") from error
-    return ExportedModel(row=row, loaded=loaded, data=load(spec.data.config, cache_dir=cache_root(spec)))
+    data = load(DataConfig.from_dict(spec.data.config), cache_dir=cache_root(spec))
+    return ExportedModel(row=row, loaded=loaded, data=data)
 
 
 def export_trial(

@@ -20,7 +20,8 @@ from trainables.training.loop import Settings
 
 __all__ = ["Need", "card_bytes", "needs", "share", "trials_of"]
 
-_DECIDE = ("backbone", "weights", "image_size", "batch_size", "strategy")
+_DECIDE = ("batch_size", "strategy")
+"""What decides the memory of a trial, beside what decides its backbone."""
 _CONTEXT = GIB // 2
 """What CUDA's context and kernels take in each process, beside what torch reserves."""
 _MARGIN = 1.15
@@ -60,10 +61,14 @@ def share(needed: int | None, card: int | None) -> float | None:
 def trials_of(spec: SearchSpec) -> list[HParams]:
     """One trial of each kind that the space can draw, training as much of the backbone as it allows."""
     fixed = {name: domain.value for name, domain in spec.space.items() if isinstance(domain, Fixed)}
-    fixed.pop("sub_policies", None)
+    fixed = {name: value for name, value in fixed.items() if spec.knobs[name].rows is None}
     fixed["freeze"] = min(values_of(spec.domain("freeze")), default=0.0)
-    kinds = product(*(values_of(spec.domain(name)) for name in _DECIDE))
-    return [HParams(**{**fixed, **dict(zip(_DECIDE, kind, strict=True))}) for kind in kinds]
+    kinds = product(*(values_of(spec.domain(name)) for name in _deciding(spec)))
+    return [spec.hparams(**{**fixed, **dict(zip(_deciding(spec), kind, strict=True))}) for kind in kinds]
+
+
+def _deciding(spec: SearchSpec) -> tuple[str, ...]:
+    return (*spec.modality.backbone_knobs, *_DECIDE)
 
 
 def needs(spec: SearchSpec, card: int | None = None) -> Iterator[Need]:
@@ -75,8 +80,8 @@ def needs(spec: SearchSpec, card: int | None = None) -> Iterator[Need]:
     """
     card = card or card_bytes()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = Settings(device=device, views=1, orientation_matters=spec.data.orientation_matters)
+    settings = Settings(device=device, views=1)
     for trial in trials_of(spec):
         taken = peak_bytes(trial, spec.data.config, cache_dir=Path(cache_root(spec)), settings=settings)
-        told = {name: getattr(trial, name) for name in _DECIDE}
+        told = {name: getattr(trial, name) for name in _deciding(spec)}
         yield Need(trial=told, bytes=taken, device=device, share=share(taken, card))

@@ -13,12 +13,10 @@ from search.home import Home, is_inside
 from search.spec.domains import Choice, Domain, Fixed, Range
 from search.spec.search_spec import SearchSpec
 from search.study.earlier import start_of
-from trainables.errors import DataError
+from trainables.errors import BackboneError, DataError
 from trainables.files.cache import default_root
 from trainables.files.remote import Remote, RemoteError
-from trainables.image import backbones
-from trainables.image.data import ImageData, load
-from trainables.training.hparams import HParams
+from trainables.modality import Backbone, Data
 from trainables.training.loop import Monitor, Settings
 from trainables.training.model import build_model, unfreeze
 
@@ -40,7 +38,7 @@ class Plan:
 
     spec: SearchSpec
     home: Home
-    data: ImageData
+    data: Data
     trainable: Mapping[tuple[str, str, str], tuple[int, int]]
 
     def lines(self) -> Iterator[str]:
@@ -69,7 +67,7 @@ class Plan:
         if spec.checkpoints:
             yield f"checkpoints: {spec.checkpoints}"
         yield f"MLflow: {spec.tracking.uri}, experiment {spec.tracking.experiment}"
-        yield f"cache: {cache_root(spec)}" + ("" if spec.cache.enabled else " (images only)")
+        yield f"cache: {cache_root(spec)}" + ("" if spec.cache.enabled else " (data only)")
 
     def _finalists(self) -> str:
         search = self.spec.search
@@ -98,7 +96,7 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
     problems: list[Problem] = []
     data = None
     try:
-        data = load(spec.data.config, cache_dir=cache_root(spec), progress=progress)
+        data = spec.modality.load(spec.data.config, cache_dir=cache_root(spec), progress=progress)
     except DataError as error:
         problems.append(Problem(place="data", given=None, message=str(error)))
     if spec.checkpoints is not None:
@@ -108,11 +106,13 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
             problems.append(Problem(place="checkpoints", given=None, message=str(error)))
     classes = len(data.classes) if data else 2
     trainable: dict[tuple[str, str, str], tuple[int, int]] = {}
-    for name, weights, size in product(*map(values_of, map(spec.domain, _BUILDS))):
+    builds = spec.modality.backbone_knobs
+    for values in product(*map(values_of, map(spec.domain, builds))):
+        asked = dict(zip(builds, values, strict=True))
+        name, weights = asked["backbone"], asked["weights"]
         try:
-            backbones.check(name, weights)
-            backbone = backbones.build(name, weights=weights, image_size=size)
-        except backbones.BackboneError as error:
+            backbone = spec.modality.backbone(asked)
+        except BackboneError as error:
             problem = Problem(place="space.backbone", given=repr(name), message=str(error))
             if problem not in problems:
                 problems.append(problem)
@@ -123,9 +123,6 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
     if problems or data is None:
         raise SpecError(f"search {spec.name}", problems)
     return Plan(spec, home, data, trainable)
-
-
-_BUILDS = ("backbone", "weights", "image_size")
 
 
 def values_of(domain: Domain) -> tuple[Any, ...]:
@@ -139,11 +136,9 @@ def values_of(domain: Domain) -> tuple[Any, ...]:
             return (int(low), int(high))
 
 
-def _parameters(
-    backbone: backbones.Backbone, strategy: str, spec: SearchSpec, classes: int
-) -> tuple[int, int]:
+def _parameters(backbone: Backbone, strategy: str, spec: SearchSpec, classes: int) -> tuple[int, int]:
     freeze = values_of(spec.domain("freeze"))[0]
-    hparams = HParams(backbone=backbone.name, strategy=strategy, freeze=freeze)
+    hparams = spec.hparams(backbone=backbone.name, strategy=strategy, freeze=freeze)
     model = build_model(backbone, hparams, classes)
     unfreeze(model, backbone.groups, hparams, "head" if strategy == "probe" else "trunk")
     every = [parameter.numel() for parameter in model.parameters()]
@@ -168,14 +163,14 @@ def trial_config(spec: SearchSpec) -> dict[str, Any]:
     settings = Settings(
         monitor=Monitor(metric=metric, maximize=direction == "maximize"),
         views=spec.cache.views if spec.cache.enabled else None,
-        orientation_matters=spec.data.orientation_matters,
         device="cuda" if spec.resources.gpu else "cpu",
         threads=max(1, int(spec.resources.cpu)),
         precision=spec.resources.precision,
     )
     return {
         "sampled": [name for name, domain in spec.space.items() if domain.sampled],
-        "data": spec.data.config.to_dict(),
+        "modality": spec.data.modality,
+        "data": spec.data.config,
         "settings": {**vars(settings), "monitor": vars(settings.monitor)},
         "cache_dir": spec.cache.dir if is_inside() else str(cache_root(spec)),
         "cache_bytes": int(spec.cache.max_gb * 2**30) if spec.cache.enabled else 0,

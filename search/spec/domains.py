@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from search.errors import Problem
 from search.spec.section import Section, problems_of, unknown_key
-from trainables.training.hparams import Knob, knobs
+from trainables.training.hparams import Knob
 
 __all__ = ["Choice", "Domain", "Fixed", "Range", "plain", "points", "read_space"]
 
@@ -58,10 +58,10 @@ def plain(domain: Domain) -> Any:
             return domain.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def read_space(raw: Any) -> tuple[dict[str, Domain], list[Problem]]:
-    """The space's domains, and what is wrong with them."""
+def read_space(raw: Any, knobs: Mapping[str, Knob]) -> tuple[dict[str, Domain], list[Problem]]:
+    """The domains of a space of `knobs`, and what is wrong with them."""
     if raw == "default":
-        raw = {known.name: known.space for known in knobs().values() if known.space is not None}
+        raw = {known.name: known.space for known in knobs.values() if known.space is not None}
     if raw is None:
         return {}, [Problem(place="space", given=None, message="is missing; `space: default` samples all")]
     if not isinstance(raw, dict):
@@ -70,10 +70,10 @@ def read_space(raw: Any) -> tuple[dict[str, Domain], list[Problem]]:
     domains: dict[str, Domain] = {}
     problems: list[Problem] = []
     for name, value in raw.items():
-        known = knobs().get(str(name))
+        known = knobs.get(str(name))
         place = f"space.{name}"
         if known is None:
-            problems.append(Problem(place=place, given=None, message=unknown_key(str(name), knobs())))
+            problems.append(Problem(place=place, given=None, message=unknown_key(str(name), knobs)))
         elif name in _SET_ELSEWHERE:
             message = f"is not sampled; set {_SET_ELSEWHERE[name]}"
             problems.append(Problem(place=place, given=None, message=message))
@@ -83,14 +83,15 @@ def read_space(raw: Any) -> tuple[dict[str, Domain], list[Problem]]:
             if not wrong:
                 domains[known.name] = domain
     if not problems:
-        problems += _unread(domains)
+        problems += _unread(domains, knobs)
     return domains, problems
 
 
 def _domain(known: Knob, value: Any, place: str) -> tuple[Domain, list[Problem]]:
-    if known.name == "sub_policies":
-        good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10
-        message = "must be the number of sub-policies to sample, from 1 to 10"
+    if known.rows is not None:
+        most = known.rows.most
+        good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+        message = f"must be the number of rows to sample, from 1 to {most}"
         wrong = [] if good else [Problem(place=place, given=repr(value), message=message)]
         return Fixed(value=value), wrong
     if isinstance(value, dict):
@@ -154,28 +155,28 @@ def _range(known: Knob, value: Mapping[str, Any], place: str) -> tuple[Domain, l
     return domain, [Problem(place=place, given=given, message=problem) for problem in problems]
 
 
-def _unread(domains: Mapping[str, Domain]) -> Iterator[Problem]:
+def _unread(domains: Mapping[str, Domain], knobs: Mapping[str, Knob]) -> Iterator[Problem]:
     """Sampled knobs that no trial could ever read."""
     for name, domain in domains.items():
-        if domain.sampled and not _reachable(name, domains):
+        if domain.sampled and not _reachable(name, domains, knobs):
             yield Problem(
                 place=f"space.{name}",
                 given=None,
-                message=f"is sampled but nothing reads it: it needs {knobs()[name].condition}; "
+                message=f"is sampled but nothing reads it: it needs {knobs[name].condition}; "
                 "allow that in the space, or leave this knob out",
             )
 
 
-def _reachable(name: str, domains: Mapping[str, Domain]) -> bool:
-    for other, allowed in knobs()[name].when.items():
-        match domains.get(other, Fixed(value=knobs()[other].default)):
+def _reachable(name: str, domains: Mapping[str, Domain], knobs: Mapping[str, Knob]) -> bool:
+    for other, allowed in knobs[name].when.items():
+        match domains.get(other, Fixed(value=knobs[other].default)):
             case Fixed(value=value):
                 possible: tuple[Any, ...] = (value,)
             case Choice(values=values):
                 possible = values
             case Range():
                 possible = allowed
-        if not set(possible) & set(allowed) or not _reachable(other, domains):
+        if not set(possible) & set(allowed) or not _reachable(other, domains, knobs):
             return False
     return True
 

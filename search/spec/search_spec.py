@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -24,10 +24,9 @@ from search.home import NAME
 from search.spec.document import located, override, parsed, text_of
 from search.spec.domains import Choice, Domain, Fixed, Range, plain, points, read_space
 from search.spec.section import SECRET, Section, problems_of
-from trainables.training.hparams import knobs
-
-if TYPE_CHECKING:
-    from trainables.image.data import DataConfig
+from trainables.errors import UnknownName
+from trainables.modality import Modality, modality
+from trainables.training.hparams import HParams, Knob, knobs
 
 __all__ = ["SearchSpec", "read_spec", "seconds_of", "with_driver"]
 
@@ -136,11 +135,15 @@ class Limits(Section):
 class Data(Section):
     """What is learned from.
 
+    `modality` says of what kind the examples are. `image_size`, `orientation_matters` and `unreadable` are of
+    images; `options` are what another modality needs, in its own words.
+
     `source` may be an address of a folder or a manifest, such as s3://bucket/folder: each node then fetches
     it once into its cache. An image with more than `max_pixels` is taken for a decompression bomb. Symbolic
     links are followed where they stay `inside` the source's folder, or to `anywhere`.
     """
 
+    modality: str = "image"
     source: Location = Field(min_length=1)
     root: str | None = None
     image_size: int | None = Field(None, ge=8, le=1024)
@@ -150,25 +153,38 @@ class Data(Section):
     unreadable: Literal["refuse", "skip"] = "refuse"
     max_pixels: int = Field(100_000_000, gt=0)
     links: Literal["inside", "anywhere"] = "inside"
+    options: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _of_one_modality(self) -> Data:
+        modality(self.modality)
+        strange = sorted(_OF_IMAGES & self.model_fields_set) if self.modality != "image" else []
+        if strange:
+            raise ValueError(
+                f"{', '.join(strange)} are for images, but modality is {self.modality}; give what it needs "
+                "as options"
+            )
+        return self
 
     @property
-    def config(self) -> DataConfig:
-        """The same, as `trainables.data` takes it."""
-        from trainables.image.data import DataConfig  # not above: it takes torch with it, seconds
+    def config(self) -> dict[str, Any]:
+        """The same, as the modality's `load` takes it."""
+        of_images = {name: getattr(self, name) for name in sorted(_OF_IMAGES - {"image_size"})}
+        return {
+            "source": self.source,
+            "root": self.root,
+            "validation": self.splits.validation,
+            "test": self.splits.test,
+            "seed": self.splits.seed,
+            "train_limit": self.limit.train,
+            "validation_limit": self.limit.validation,
+            "test_limit": self.limit.test,
+            **(of_images if self.modality == "image" else {}),
+            **(self.options or {}),
+        }
 
-        return DataConfig(
-            source=self.source,
-            root=self.root,
-            validation=self.splits.validation,
-            test=self.splits.test,
-            seed=self.splits.seed,
-            train_limit=self.limit.train,
-            validation_limit=self.limit.validation,
-            test_limit=self.limit.test,
-            unreadable=self.unreadable,
-            max_pixels=self.max_pixels,
-            links=self.links,
-        )
+
+_OF_IMAGES = {"image_size", "orientation_matters", "unreadable", "max_pixels", "links"}
 
 
 class Finalists(Section):
@@ -284,6 +300,22 @@ class SearchSpec(Section):
     def multi_objective(self) -> bool:
         return len(self.search.objective) > 1
 
+    @property
+    def modality(self) -> Modality[Any]:
+        """What the trials are trials of."""
+        return modality(self.data.modality)
+
+    @property
+    def hparams(self) -> type[HParams]:
+        """What a trial can vary."""
+        kind: type[HParams] = self.modality.hparams
+        return kind
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """What a trial can vary, one by one."""
+        return knobs(self.hparams)
+
     def domain(self, name: str) -> Domain:
         """What the knob `name` is drawn from; its default where the spec is silent."""
         return self.space.get(name, Fixed(value=self.default(name)))
@@ -295,7 +327,7 @@ class SearchSpec(Section):
             "image_size": self.data.image_size,
         }
         value = own.get(name)
-        return knobs()[name].default if value is None else value
+        return self.knobs[name].default if value is None else value
 
     def to_yaml(self) -> str:
         """The spec as `launch` keeps it; reading it again gives an equal value."""
@@ -324,7 +356,7 @@ def read_spec(
     problems = list(override(raw, overrides))
     if name is not None:
         raw["name"] = name
-    space, space_problems = read_space(raw.get("space"))
+    space, space_problems = read_space(raw.get("space"), _knobs(raw))
     problems += space_problems
     checked = {**raw, "space": space}
     try:
@@ -338,6 +370,16 @@ def read_spec(
     if problems or spec is None:
         raise SpecError(title, (located(problem, lines) for problem in problems))
     return spec if elsewhere else _absolute(spec)
+
+
+def _knobs(raw: Mapping[str, Any]) -> Mapping[str, Knob]:
+    """What the trials of a spec can vary; an unknown modality, which is said elsewhere, counts as images."""
+    data = raw.get("data")
+    name = data.get("modality", "image") if isinstance(data, dict) else "image"
+    try:
+        return knobs(modality(name).hparams)
+    except (UnknownName, TypeError):
+        return knobs(modality("image").hparams)
 
 
 def _paths_here(spec: SearchSpec) -> Iterator[Problem]:
@@ -377,7 +419,8 @@ def _cross_checks(spec: SearchSpec) -> Iterator[Problem]:
     sampled = {name: domain for name, domain in spec.space.items() if domain.sampled}
     if spec.search.sampler == "grid":
         yield from _grid_problems(spec, sampled)
-    if not sampled and spec.search.trials > 1 and "sub_policies" not in spec.space:
+    has_rows = any(spec.knobs[name].rows is not None for name in spec.space)
+    if not sampled and spec.search.trials > 1 and not has_rows:
         message = "fixes every hyperparameter, so all trials would be alike; give some a list or range"
         yield Problem(place="space", given=None, message=message)
 
@@ -387,8 +430,8 @@ def _grid_problems(spec: SearchSpec, sampled: Mapping[str, Domain]) -> Iterator[
         if isinstance(domain, Range) and domain.step is None:
             message = "needs a step, or a list of values, with the grid sampler"
             yield Problem(place=f"space.{name}", given=None, message=message)
-    conditional = [name for name in spec.space if knobs()[name].when and name in sampled]
-    if conditional or "sub_policies" in spec.space:
+    conditional = [name for name in spec.space if spec.knobs[name].when and name in sampled]
+    if conditional or any(spec.knobs[name].rows is not None for name in spec.space):
         message = "grid cannot sample a knob that is read only sometimes: " + ", ".join(conditional)
         yield Problem(place="search.sampler", given="grid", message=message + "; use tpe or random")
     if spec.search.start_from is not None:

@@ -114,7 +114,7 @@ class FinalistStudy(SearchStudy):
         self.budget = len(plan)
 
     def _suggest(self, trial: Any) -> HParams:
-        return HParams.from_dict(self._plan[trial.number]["hparams"])
+        return self.spec.hparams.from_dict(self._plan[trial.number]["hparams"])
 
     def cost(self, search: SearchStudy, workers: int) -> str:
         """What the runs that are left will take, judged by the trials that they repeat."""

@@ -368,7 +368,7 @@ class SearchStudy:
             best_epoch=int(best["epoch"]) if best else None,
             epochs=max(self.told(trial.number), default=int(best["epoch"]) if best else 0),
             best=best,
-            params=HParams.from_dict(started["hparams"]).active if started else trial.params,
+            params=self.spec.hparams.from_dict(started["hparams"]).active if started else trial.params,
             mlflow_run_id=trial.user_attrs.get(_RUN) or (told["run"] if told else None),
         )
 
@@ -403,7 +403,7 @@ class SearchStudy:
         if _STARTED not in known:
             return None
         started = known[_STARTED]
-        return Assignment(number, HParams.from_dict(started["hparams"]), started["times"])
+        return Assignment(number, self.spec.hparams.from_dict(started["hparams"]), started["times"])
 
     def reported(self, number: int) -> dict[int, float]:
         """The values of the first objective that were reported, by epoch."""

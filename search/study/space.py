@@ -11,26 +11,21 @@ import optuna
 
 from search.spec.domains import Choice, Fixed, Range
 from search.spec.search_spec import SearchSpec
-from trainables.training.hparams import HParams, is_active, knobs
+from trainables.training.hparams import HParams, Knob, Rows, is_active
 
 __all__ = ["configured", "default_params", "first_params", "fitted_params", "grid_params", "suggest"]
 
 _RANGE = "range"
-_OPERATIONS_IN_A_ROW = 2
-_MAGNITUDE_BINS = 31
 
 
 def suggest(trial: optuna.trial.BaseTrial, spec: SearchSpec, seed: int) -> HParams:
     """Draws one trial's hyperparameters, conditions first."""
     values: dict[str, Any] = {"seed": seed}
-    for name in knobs():
-        if name == "seed" or not is_active(name, values):
+    for name, known in spec.knobs.items():
+        if name == "seed" or not is_active(name, values, spec.hparams):
             continue
-        if name == "sub_policies":
-            values[name] = _sub_policies(trial, spec)
-        else:
-            values[name] = _draw(trial, name, spec)
-    return HParams.from_dict(values)
+        values[name] = _draw_rows(trial, known, spec) if known.rows else _draw(trial, name, spec)
+    return spec.hparams.from_dict(values)
 
 
 def _draw(trial: optuna.trial.BaseTrial, name: str, spec: SearchSpec) -> Any:
@@ -45,35 +40,41 @@ def _draw(trial: optuna.trial.BaseTrial, name: str, spec: SearchSpec) -> Any:
                 kind = trial.suggest_categorical(_kind(name), (_RANGE, *domain.alternatives))
                 if kind != _RANGE:
                     return kind
-            return _draw_number(trial, name, domain)
+            return _draw_number(trial, spec.knobs[name], domain)
 
 
-def _draw_number(trial: optuna.trial.BaseTrial, name: str, domain: Range) -> float:
-    if knobs()[name].integer:
+def _draw_number(trial: optuna.trial.BaseTrial, known: Knob, domain: Range) -> float:
+    if known.integer:
         step = int(domain.step or 1)
-        return trial.suggest_int(name, int(domain.low), int(domain.high), step=step, log=domain.log)
-    return trial.suggest_float(name, domain.low, domain.high, step=domain.step, log=domain.log)
+        return trial.suggest_int(known.name, int(domain.low), int(domain.high), step=step, log=domain.log)
+    return trial.suggest_float(known.name, domain.low, domain.high, step=domain.step, log=domain.log)
 
 
-def _sub_policies(trial: optuna.trial.BaseTrial, spec: SearchSpec) -> list[list[tuple[str, float, int]]]:
-    """The sampled policy of fast-autoaugment's kind: k rows of (operation, probability, magnitude)."""
-    domain = spec.domain("sub_policies")
+def _draw_rows(trial: optuna.trial.BaseTrial, known: Knob, spec: SearchSpec) -> list[list[tuple[Any, ...]]]:
+    """A table, such as the sampled policy of fast-autoaugment's kind."""
+    domain, rows = spec.domain(known.name), known.rows
     assert isinstance(domain, Fixed)
-    count = domain.value or knobs()["sub_policies"].space
-    from trainables.image.augment import operations  # not above: it takes torch with it
-
-    names = operations(spec.data.orientation_matters)
+    assert rows is not None
     return [
         [
-            (
-                trial.suggest_categorical(f"sub_policies.{row}.{column}.operation", names),
-                trial.suggest_float(f"sub_policies.{row}.{column}.probability", 0.0, 1.0),
-                trial.suggest_int(f"sub_policies.{row}.{column}.magnitude", 0, _MAGNITUDE_BINS - 1),
+            tuple(
+                _draw_cell(trial, f"{known.name}.{row}.{step}.{column.name}", column)
+                for column in rows.columns
             )
-            for column in range(_OPERATIONS_IN_A_ROW)
+            for step in range(rows.steps)
         ]
-        for row in range(count)
+        for row in range(domain.value or known.space)
     ]
+
+
+def _draw_cell(trial: optuna.trial.BaseTrial, name: str, column: Knob) -> Any:
+    if column.choices is not None:
+        return trial.suggest_categorical(name, column.choices)
+    assert column.low is not None
+    assert column.high is not None
+    if column.integer:
+        return trial.suggest_int(name, int(column.low), int(column.high))
+    return trial.suggest_float(name, column.low, column.high)
 
 
 def first_params(spec: SearchSpec) -> list[dict[str, Any]]:
@@ -103,11 +104,12 @@ def fitted_params(spec: SearchSpec, values: Mapping[str, Any]) -> dict[str, Any]
     """
     params = default_params(spec)
     for name, domain in spec.space.items():
-        if name not in values or not is_active(name, values):
+        if name not in values or not is_active(name, values, spec.hparams):
             continue
         value = values[name]
-        if name == "sub_policies":
-            params |= _named_rows(value)
+        rows = spec.knobs[name].rows
+        if rows is not None:
+            params |= _named_rows(name, rows, value)
             continue
         match domain:
             case Choice(values=choices) if value in choices:
@@ -119,7 +121,7 @@ def fitted_params(spec: SearchSpec, values: Mapping[str, Any]) -> dict[str, Any]
             case Range() if value in domain.alternatives:
                 params[_kind(name)] = value
             case Range() if _is_number(value):
-                params[name] = _on_grid(name, domain, min(max(value, domain.low), domain.high))
+                params[name] = _on_grid(name, domain, min(max(value, domain.low), domain.high), spec)
                 if domain.alternatives:
                     params[_kind(name)] = _RANGE
     return params
@@ -129,14 +131,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _named_rows(rows: Sequence[Sequence[Sequence[Any]]]) -> dict[str, Any]:
-    """The sub-policies of a trial as `_sub_policies` names their parts."""
-    parts = ("operation", "probability", "magnitude")
+def _named_rows(name: str, rows: Rows, table: Sequence[Sequence[Sequence[Any]]]) -> dict[str, Any]:
+    """A table of a trial as `_draw_rows` names its cells."""
     return {
-        f"sub_policies.{row}.{column}.{part}": value
-        for row, operations in enumerate(rows)
-        for column, operation in enumerate(operations)
-        for part, value in zip(parts, operation, strict=True)
+        f"{name}.{row}.{step}.{column.name}": value
+        for row, steps in enumerate(table)
+        for step, values in enumerate(steps)
+        for column, value in zip(rows.columns, values, strict=True)
     }
 
 
@@ -150,7 +151,7 @@ def default_params(spec: SearchSpec) -> dict[str, Any]:
                 params[name] = default if default in choices else choices[0]
             case Range():
                 inside = isinstance(default, int | float) and domain.low <= default <= domain.high
-                params[name] = _on_grid(name, domain, default if inside else _middle(domain))
+                params[name] = _on_grid(name, domain, default if inside else _middle(domain), spec)
                 if domain.alternatives:
                     other = not inside and default in domain.alternatives
                     params[_kind(name)] = default if other else _RANGE
@@ -168,7 +169,7 @@ def grid_params(spec: SearchSpec) -> list[dict[str, Any]]:
                 axes[name] = list(choices)
             case Range(step=float() as step):
                 count = math.floor((domain.high - domain.low) / step + 1e-9) + 1
-                axes[name] = [_on_grid(name, domain, domain.low + i * step) for i in range(count)]
+                axes[name] = [_on_grid(name, domain, domain.low + i * step, spec) for i in range(count)]
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
@@ -176,10 +177,10 @@ def _middle(domain: Range) -> float:
     return math.sqrt(domain.low * domain.high) if domain.log else (domain.low + domain.high) / 2
 
 
-def _on_grid(name: str, domain: Range, value: float) -> float:
+def _on_grid(name: str, domain: Range, value: float, spec: SearchSpec) -> float:
     if domain.step is not None:
         value = domain.low + round((value - domain.low) / domain.step) * domain.step
-    return round(value) if knobs()[name].integer else value
+    return round(value) if spec.knobs[name].integer else value
 
 
 def _kind(name: str) -> str:

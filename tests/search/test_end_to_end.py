@@ -24,7 +24,6 @@ from search.spec.search_spec import read_spec
 from search.study.search_study import SearchStudy
 from tests.search.commands import rows, transfer_search
 from tests.search.specs import SMALL
-from trainables.image.data import load
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
@@ -76,7 +75,7 @@ def test_a_copy_of_mlflows_file_holds_every_run(inside: Path) -> None:
 def test_every_model_reproduces_its_recorded_accuracy(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = read_spec(inside / "searches/small/spec.yaml")
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "transfer-search"
-    data = load(spec.data.config, cache_dir=cache)
+    data = spec.modality.load(spec.data.config, cache_dir=cache)
     chosen = data.splits["validation"]
     names = [data.names[index] for index in chosen.tolist()]
     digits = load_digits().images

@@ -13,7 +13,7 @@ from trainables.files.cache import Cache
 from trainables.image import backbones
 from trainables.image.backbones import Backbone
 from trainables.image.data import DataConfig, ImageData, load
-from trainables.training.hparams import HParams
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.training.loop import Settings, Training
 
 SIDE = 32

@@ -16,9 +16,9 @@ from trainables import image_transfer
 from trainables.files.remote import Remote
 from trainables.files.trial_folder import model_metric
 from trainables.image.data import DataConfig
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.image_transfer import ImageTransfer, TrialConfig
 from trainables.record import BEST, EPOCHS, EPOCHS_FILE, METRICS, MODEL_FOLDER, STATE_FILE, TEST_METRICS, TOLD
-from trainables.training.hparams import HParams
 from trainables.training.loop import Training
 from trainables.training.model import load_delta
 

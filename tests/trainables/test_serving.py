@@ -14,9 +14,9 @@ from sklearn.datasets import load_digits
 
 from trainables.image.backbones import Backbone
 from trainables.image.data import DataConfig, ImageData, UnreadableImage, load
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.record import MODEL_FOLDER
 from trainables.serving import Classifier, _load_pyfunc
-from trainables.training.hparams import HParams
 from trainables.training.loop import Settings, Training
 from trainables.training.model import ModelError
 

@@ -23,8 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainables.errors import UnknownName
 from trainables.image import operations as ops
-from trainables.training.hparams import HParams
+from trainables.image.hparams import BINS, OPERATIONS, POLICIES, ImageHParams
 
 __all__ = [
     "OPERATIONS",
@@ -40,10 +41,6 @@ __all__ = [
 VERSION = 1
 """To be raised with every change of this module or `operations` that changes a policy's output."""
 
-OPERATIONS = tuple(ops.KERNELS)
-"""The names that a sampled sub-policy may use."""
-
-BINS = 31
 _PUBLISHED = ("Identity", *(name for name in OPERATIONS if name != "Invert"))
 _AUGMIX = (*ops.GEOMETRY, "Posterize", "Solarize", "AutoContrast", "Equalize")
 # Images too small for 32 pixels are shifted as far as the other policies shift.
@@ -416,7 +413,7 @@ class Erasing:
         ]
 
 
-def _stages(hparams: HParams, size: int, upright: bool) -> list[Stage]:
+def _stages(hparams: ImageHParams, size: int, upright: bool) -> list[Stage]:
     """The stages of `hparams.policy`, random erasing aside."""
     flip = not upright
 
@@ -447,8 +444,10 @@ def _stages(hparams: HParams, size: int, upright: bool) -> list[Stage]:
         case "augmix":
             limits = ranges(replace(usual, translate=1 / 3, bits=(4, 0)), 3)
             return [AugMix(names=_AUGMIX, ranges=limits), crop]
-    rows = _checked(hparams.sub_policies)
-    return [SubPolicies(rows=rows, ranges=ranges(usual, max(map(len, rows))), bins=BINS), crop]
+        case "sampled":
+            rows = _checked(hparams.sub_policies)
+            return [SubPolicies(rows=rows, ranges=ranges(usual, max(map(len, rows))), bins=BINS), crop]
+    raise UnknownName("policy", hparams.policy, POLICIES)
 
 
 def _checked(rows: tuple[SubPolicy, ...]) -> tuple[SubPolicy, ...]:
@@ -526,7 +525,7 @@ class Policy:
         return [line for stage in self.stages for line in stage.describe()]
 
 
-def build(hparams: HParams, *, image_size: int, orientation_matters: bool = False) -> Policy:
+def build(hparams: ImageHParams, *, image_size: int, orientation_matters: bool = False) -> Policy:
     """The policy that `hparams` asks for, on inputs of side `image_size`.
 
     Raises:
@@ -595,7 +594,7 @@ def _cut(inputs: Tensor, order: Tensor, share: float, chance: random.Random) -> 
     return mixed, 1 - area / (height * width)
 
 
-def build_mixing(hparams: HParams, classes: int) -> Mixing:
+def build_mixing(hparams: ImageHParams, classes: int) -> Mixing:
     """The mixing that `hparams` asks for; which phases of training use it is the loop's choice."""
     return Mixing(kind=hparams.mixing, alpha=hparams.mixing_alpha, classes=classes)
 

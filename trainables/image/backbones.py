@@ -11,11 +11,9 @@ import difflib
 import fnmatch
 import hashlib
 import importlib.util
-import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlparse
@@ -29,6 +27,10 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torchvision.models.maxvit import MaxVitBlock
 from torchvision.models.vision_transformer import Encoder, interpolate_embeddings
+
+from trainables.errors import BackboneError
+from trainables.image.preprocessing import Preprocessing
+from trainables.modality import Backbone, BackboneInfo
 
 __all__ = [
     "Backbone",
@@ -48,115 +50,6 @@ NORMS = (
     nn.LocalResponseNorm,
     nn.RMSNorm,
 )
-
-
-class BackboneError(ValueError):
-    """A backbone or its weights cannot be had as asked; the message says what is allowed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How an image becomes the network's input.
-
-    Attributes:
-        image_size: side of the network's input in pixels.
-        frame_size: what the shorter side is resized to before the crop, in pixels.
-        interpolation: `bilinear` or `bicubic`.
-        mean, std: per channel, of pixels scaled to 0..1.
-
-    Raises:
-        BackboneError: on construction, for values that no network can take.
-    """
-
-    image_size: int
-    frame_size: int
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "frame_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BackboneError(f"{name} is {value!r}, but must be a positive whole number")
-        if self.frame_size < self.image_size:
-            raise BackboneError(
-                f"frame_size is {self.frame_size}, but must be at least image_size, {self.image_size}"
-            )
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise BackboneError(f"interpolation is {self.interpolation!r}, but must be bilinear or bicubic")
-        for name, positive in (("mean", False), ("std", True)):
-            values = getattr(self, name)
-            fits = isinstance(values, tuple) and len(values) == 3
-            if not fits or not all(_is_number(each, positive=positive) for each in values):
-                kind = "positive numbers" if positive else "numbers"
-                raise BackboneError(f"{name} is {values!r}, but must be three {kind}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that survive JSON, for `from_dict`."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """The value that `to_dict` described.
-
-        Raises:
-            BackboneError: for missing, unknown or impossible values.
-        """
-        known = set(cls.__dataclass_fields__)
-        if set(values) != known:
-            raise BackboneError(f"preprocessing has {sorted(values)}, but must have exactly {sorted(known)}")
-        clean: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        return cls(**clean)
-
-    def at(self, image_size: int | None) -> Preprocessing:
-        """The same for another input size: the share of the frame that is kept stays the same."""
-        if image_size is None or image_size == self.image_size:
-            return self
-        frame_size = round(image_size * self.frame_size / self.image_size)
-        return replace(self, image_size=image_size, frame_size=frame_size)
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A network without its classifier, in evaluation mode.
-
-    Attributes:
-        name, weights: as given to `build`.
-        module: normalised float [B, 3, s, s] -> features float [B, features].
-        features: width of the output.
-        groups: names of the module's parameters and buffers (its state dict), each in exactly one
-            group, ordered from input to output.
-        preprocessing: what the weights were trained with, at the asked size.
-        weights_hash: hex digest of the state; for `weights: none` of what determines it.
-    """
-
-    name: str
-    weights: str
-    module: nn.Module
-    features: int
-    groups: tuple[tuple[str, ...], ...]
-    preprocessing: Preprocessing
-    weights_hash: str
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """What is known of a backbone without building it.
-
-    Attributes:
-        name: for `build`.
-        parameters: their number, the classifier included; `None` where only building would tell.
-        image_size: the weights' own input size in pixels.
-        weights_at_hand: whether `weights: pretrained` works on this machine as it is.
-    """
-
-    name: str
-    parameters: int | None
-    image_size: int
-    weights_at_hand: bool
 
 
 def build(
@@ -245,8 +138,8 @@ def available(pattern: str | None = None) -> list[BackboneInfo]:
                 BackboneInfo(
                     name=name,
                     parameters=source.parameters(inner),
-                    image_size=source.preprocessing(inner).image_size,
                     weights_at_hand=source.file(inner) is not None,
+                    details={"image_size": source.preprocessing(inner).image_size},
                 )
             )
     return sorted(found, key=lambda info: info.name)
@@ -788,11 +681,6 @@ def _units(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
             yield from _units(child, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", child
-
-
-def _is_number(value: Any, *, positive: bool) -> bool:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return fits and (value > 0 or not positive)
 
 
 def _first_lines(error: Exception) -> str:

@@ -26,6 +26,7 @@ from trainables.image.fetched import fetched
 from trainables.image.folders import folder
 from trainables.image.inventory import DataReport, reported
 from trainables.image.manifests import image_folder, manifest
+from trainables.image.preprocessing import Preprocessing
 from trainables.image.sources import Source
 from trainables.image.store import Progress, Scan, Store
 from trainables.image.tables import SUFFIXES
@@ -67,6 +68,8 @@ class DataConfig:
         unreadable: `refuse` data with files that cannot be decoded, or `skip` these files.
         max_pixels: an image with more is taken for a decompression bomb.
         links: `inside`: symbolic links are followed where they stay in the source's folder; or `anywhere`.
+        orientation_matters: whether a mirrored or turned image may be of another class; policies then keep
+            images upright.
 
     Raises:
         DataError: on construction, naming every value that is not allowed.
@@ -83,6 +86,7 @@ class DataConfig:
     unreadable: str = "refuse"
     max_pixels: int = MAX_PIXELS
     links: str = "inside"
+    orientation_matters: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -112,6 +116,7 @@ class DataConfig:
                 "a whole number above 0",
             ),
             ("links", self.links in ("inside", "anywhere"), "inside or anywhere"),
+            ("orientation_matters", isinstance(self.orientation_matters, bool), "true or false"),
         ]
         for split in SPLITS:
             limit = getattr(self, f"{split}_limit")
@@ -231,6 +236,7 @@ class ImageData:
         fingerprint: hex; changes if and only if pixels, labels, classes or splits change.
         names: what to call each image to a person: a path below the source, or its place in it.
         report: what was found.
+        orientation_matters: as `DataConfig` has it.
     """
 
     classes: tuple[str, ...]
@@ -239,6 +245,7 @@ class ImageData:
     fingerprint: str
     names: tuple[str, ...]
     report: DataReport
+    orientation_matters: bool = False
     _places: npt.NDArray[np.int64] = field(repr=False)
     _store: Store = field(repr=False)
 
@@ -252,6 +259,10 @@ class ImageData:
             UnreadableImage: when its file has changed since it was loaded.
         """
         return self._store.image(int(self._places[index]))
+
+    def examples(self, preprocessing: Preprocessing) -> Frames:
+        """The frames that a preprocessing crops its inputs from."""
+        return self.frames(preprocessing.frame_size, preprocessing.interpolation)
 
     def frames(self, size: int, interpolation: str) -> Frames:
         """Every image as a frame; resized and stored now where this node has not done so before.
@@ -327,6 +338,7 @@ def load(
         fingerprint=_fingerprint(scan.classes, codes[used], labels[used], items["content"][used]),
         names=tuple(scan.names[place] for place in readable[used]),
         report=reported(config.source, scan, readable, groups, assigned, codes),
+        orientation_matters=config.orientation_matters,
         _places=readable[used],
         _store=store,
     )

@@ -1,7 +1,7 @@
-"""Features of a frozen trunk: a pure function of image, view, weights and preprocessing, computed once.
+"""Features of a frozen trunk: a pure function of example, view, weights and preprocessing, computed once.
 
-A view is one draw of the augmentation policy for every image. Views are numbered, their randomness
-depends on the number and the image alone, and each is computed when the first trial asks for it: a
+A view is one draw of the augmentation policy for every example. Views are numbered, their randomness
+depends on the number and the example alone, and each is computed when the first trial asks for it: a
 trial pruned after one epoch never pays for the second view.
 """
 
@@ -17,8 +17,7 @@ import torchvision
 from torch import Tensor
 
 from trainables.files.cache import Cache, digest
-from trainables.image.augment import Policy
-from trainables.image.data import Frames
+from trainables.modality import Examples, Policy
 from trainables.seeds import derived_seed, sample_seeds
 from trainables.training.ahead import ahead, placed
 from trainables.training.inference import engine, fast_passes
@@ -27,20 +26,20 @@ from trainables.training.model import TransferModel
 __all__ = ["FrozenFeatures"]
 
 _CODE_VERSION = 3  # raise it when the same key would give other bytes
-_CHUNK = 128  # images of one cache entry: small enough for two workers to share a view
+_CHUNK = 128  # examples of one cache entry: small enough for two workers to share a view
 _GPU_CHUNKS = 16  # as many in one entry on a GPU, which would often wait between small ones
 _BATCH = {"cpu": 32, "cuda": 256}
-"""Images in a pass; on CPUs the maps of a larger batch fall out of the cache: 1.3 times slower."""
+"""Examples in a pass; on CPUs the maps of a larger batch fall out of the cache: 1.3 times slower."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenFeatures:
-    """The features that a frozen trunk gives for a list of images, view by view.
+    """The features that a frozen trunk gives for a list of examples, view by view.
 
     Attributes:
         model: its trunk is in eval mode and does not train.
         trunk_key: text that names the trunk's weights and preprocessing.
-        frames: the images.
+        examples: all of the data.
         indices: which of them, int64 [N].
         policy: what a view applies; a policy that is the identity has one view, number 0.
         data_key: fingerprint of the data.
@@ -53,7 +52,7 @@ class FrozenFeatures:
 
     model: TransferModel
     trunk_key: str
-    frames: Frames
+    examples: Examples
     indices: Tensor
     policy: Policy
     data_key: str
@@ -102,12 +101,12 @@ class FrozenFeatures:
 
     def _features(self, chunk: Tensor, number: int) -> Tensor:
         trunk = self.model.trunk
-        passes = fast_passes(trunk, self.policy.image_size) if self._is_fast else trunk
+        parts = []
         with torch.no_grad():
-            parts = [
-                passes(self.model.normalised(inputs)).to(self.dtype)
-                for (inputs,) in ahead(self._drawn(chunk, number), self.device)
-            ]
+            for (inputs,) in ahead(self._drawn(chunk, number), self.device):
+                taken = self.model.normalised(inputs)
+                passes = fast_passes(trunk, tuple(taken.shape[1:])) if self._is_fast else trunk
+                parts.append(passes(taken).to(self.dtype))
         return torch.cat(parts).cpu()
 
     def _drawn(self, chunk: Tensor, number: int) -> Iterator[tuple[Tensor]]:
@@ -116,10 +115,10 @@ class FrozenFeatures:
         for batch in chunk.split(_BATCH[self.device.type]):
             seeds = placed(sample_seeds(root, batch), self.device)
             if self._is_fast:
-                frames = self.frames.on(self.device, batch)
-            else:  # what a metric is computed of has the same frames on every device
-                frames = placed(self.frames[batch], self.device)
-            yield (self.policy(frames, seeds),)
+                examples = self.examples.on(self.device, batch)
+            else:  # what a metric is computed of has the same examples on every device
+                examples = placed(self.examples[batch], self.device)
+            yield (self.policy(examples, seeds),)
 
 
 def _arithmetic(device: torch.device) -> str:

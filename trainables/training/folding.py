@@ -20,19 +20,21 @@ _TOLERANCE = 1e-4  # of the largest feature
 
 
 @functools.lru_cache(maxsize=4)
-def folded(trunk: nn.Module, image_size: int) -> nn.Module:
+def folded(trunk: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """A copy of a trunk in evaluation mode that computes the same in fewer passes.
 
-    Which BatchNorm follows which convolution is seen in one pass over two images. Where the copy does not
+    Which BatchNorm follows which convolution is seen in one pass over two inputs. Where the copy does not
     compute the same up to rounding, the trunk itself is returned.
 
     Args:
-        trunk: float [B, 3, s, s] to [B, F]; its weights do not change afterwards.
-        image_size: the s that it is used with.
+        trunk: float [B, *shape] to [B, F]; its weights do not change afterwards.
+        shape: of one input that it is used with.
     """
+    if not any(isinstance(module, nn.Conv2d) for module in trunk.modules()):
+        return trunk
     reference = next(trunk.parameters())
     numbers = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, image_size, image_size, generator=numbers).to(reference)
+    images = torch.randn(2, *shape, generator=numbers).to(reference)
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         copy = deepcopy(trunk).eval()

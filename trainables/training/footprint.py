@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from trainables.image import backbones
-from trainables.image.data import DataConfig, load
+from trainables.modality import modality
 from trainables.training.hparams import HParams
 from trainables.training.loop import Settings, Training
 
@@ -38,37 +37,43 @@ def keep_within(share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
 
-def peak_bytes(hparams: HParams, data: DataConfig, *, cache_dir: Path, settings: Settings) -> int | None:
+def peak_bytes(
+    hparams: HParams, data: Mapping[str, Any], *, cache_dir: Path, settings: Settings
+) -> int | None:
     """The peak memory of a trial's training, bytes; None where the machine's memory did not suffice.
 
     Runs a few steps of each of the trial's phases, and an evaluation, on a part of its data, in a
     process of its own, without the cache of features. On a GPU it is what torch reserved there; on a
     CPU the growth of the process's resident memory since the data was loaded.
+
+    Args:
+        data: as the modality's `load` takes it.
     """
     epochs = {"max_epochs": 1 if hparams.strategy == "probe" else 2}
     told = {**hparams.to_dict(), **epochs}
     context = multiprocessing.get_context("spawn")  # a fork would inherit threads and a peak
     with ProcessPoolExecutor(1, mp_context=context) as process:
         try:
-            return process.submit(_measured, told, data.to_dict(), cache_dir, settings).result()
+            return process.submit(_measured, hparams.modality, told, dict(data), cache_dir, settings).result()
         except (torch.OutOfMemoryError, MemoryError, BrokenProcessPool):
             return None
 
 
-def _measured(hparams: dict[str, Any], data: dict[str, Any], cache_dir: Path, settings: Settings) -> int:
-    trial = HParams.from_dict(hparams)
-    config = DataConfig.from_dict(data)
-    classes = len(load(config, cache_dir=cache_dir).classes)
-    part = replace(
-        config,
-        train_limit=max(_STEPS * trial.batch_size, classes),
-        validation_limit=max(_EVALUATED, classes),
-        test_limit=classes,
-    )
-    images = load(part, cache_dir=cache_dir)
+def _measured(
+    name: str, hparams: dict[str, Any], data: dict[str, Any], cache_dir: Path, settings: Settings
+) -> int:
+    kind = modality(name)
+    trial = kind.hparams.from_dict(hparams)
+    classes = len(kind.load(data, cache_dir=cache_dir).classes)
+    limits = {
+        "train_limit": max(_STEPS * trial.batch_size, classes),
+        "validation_limit": max(_EVALUATED, classes),
+        "test_limit": classes,
+    }
+    part = kind.load({**data, **limits}, cache_dir=cache_dir)
     before = _peak(settings.device, start=True)
-    backbone = backbones.build(trial.backbone, weights=trial.weights, image_size=trial.image_size)
-    training = Training(trial, images, backbone, settings=settings)
+    backbone = kind.backbone({name: getattr(trial, name) for name in kind.backbone_knobs})
+    training = Training(trial, part, backbone, settings=settings)
     while not training.finished:
         training.run_epoch()
     return max(0, _peak(settings.device) - before)

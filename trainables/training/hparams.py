@@ -1,8 +1,8 @@
 """Everything a trial can vary: one frozen value, with the documentation, bounds and condition of each knob.
 
-`HParams` is the only place that knows which knobs exist, what they may be, and when one is read.
-A search space is made of these knobs; the command line's help, the default space and the checks of
-a spec are all read from here.
+`HParams` has the knobs of every trial; a modality's subclass adds its own. These classes are the only places
+that know which knobs exist, what they may be, and when one is read: a search space is made of them; the
+command line's help, the default space and the checks of a spec are all read from here.
 """
 
 from __future__ import annotations
@@ -10,23 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar, Self
 
-__all__ = ["TRUNK_TRAINS", "HParams", "Knob", "is_active", "knobs"]
+__all__ = ["TRUNK_TRAINS", "HParams", "Knob", "Rows", "is_active", "knob", "knobs"]
 
 TRUNK_TRAINS = ("partial", "full", "lp_ft")
 """The strategies that train at least a part of the trunk at some time."""
 
-POLICIES = (
-    "none",
-    "flip_crop",
-    "classic",
-    "trivial_augment",
-    "rand_augment",
-    "auto_augment",
-    "augmix",
-    "sampled",
-)
 REGULARISERS = ("none", "l2_sp", "delta", "bss")
 
 
@@ -43,6 +33,7 @@ class Knob:
         optional: whether `None` is allowed.
         integer: whether the number must be whole.
         when: knob names and the values they must have for this knob to be read.
+        rows: the shape of a knob that is a table; a spec then gives the number of rows to sample.
         space: what `space: default` samples, in the spec's own notation; `None`: the default alone.
     """
 
@@ -55,6 +46,7 @@ class Knob:
     optional: bool = False
     integer: bool = False
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    rows: Rows | None = None
     space: Any = None
 
     @property
@@ -65,8 +57,10 @@ class Knob:
         elif self.low is not None and self.high is not None:
             kind = "a whole number" if self.integer else "a number"
             text = f"{kind} from {self.low:g} to {self.high:g}"
+        elif self.rows is not None:
+            text = "rows of (" + ", ".join(column.name for column in self.rows.columns) + ")"
         else:
-            text = "text" if isinstance(self.default, str) else "rows of (operation, probability, bin)"
+            text = "text"
         return f"{text}, or null" if self.optional else text
 
     @property
@@ -93,35 +87,56 @@ class Knob:
         return self.low <= value <= self.high  # neither NaN nor infinity is
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A table: each row is some steps, each step a value of every column.
+
+    Attributes:
+        columns: knobs without a condition of their own.
+        steps: in each row that is sampled.
+        most: rows that a space may ask for.
+    """
+
+    columns: tuple[Knob, ...]
+    steps: int
+    most: int
+
+    def restored(self, rows: Any) -> tuple[tuple[tuple[Any, ...], ...], ...]:
+        """The rows as tuples, whatever JSON made of them, each value of its column's type."""
+        kinds = [int if column.integer else str if column.low is None else float for column in self.columns]
+        return tuple(
+            tuple(tuple(kind(value) for kind, value in zip(kinds, step, strict=True)) for step in row)
+            for row in rows
+        )
+
+
 def knob(default: Any, doc: str, **known: Any) -> Any:
     """A field of `HParams` that carries its own `Knob`."""
     return field(default=default, metadata={"doc": doc, **known})
 
 
-_TRUNK = {"strategy": TRUNK_TRAINS}
+WHILE_TRUNK_TRAINS = {"strategy": TRUNK_TRAINS}
+"""The condition of a knob that is read where at least a part of the trunk trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HParams:
-    """One trial's hyperparameters.
+    """One trial's hyperparameters: those of every modality.
+
+    Attributes:
+        modality: name of the modality whose trials have these; set by its subclass.
 
     Raises:
         ValueError: on construction, naming every value that is not allowed.
     """
 
+    modality: ClassVar[str] = ""
+
     # What is transferred
-    backbone: str = knob("efficientnet_lite0", "Name of the pretrained network.")
+    backbone: str = knob("", "Name of the pretrained network.")
     weights: str = knob(
         "pretrained",
         "`pretrained`, `none` (random), or the path of a state dict or safetensors file.",
-    )
-    image_size: int | None = knob(
-        None,
-        "Side of the network's input in pixels; null: the weights' own.",
-        low=8,
-        high=1024,
-        integer=True,
-        optional=True,
     )
 
     # What is trained
@@ -152,7 +167,7 @@ class HParams:
         "eval",
         "Whether BatchNorm in trained groups uses batch statistics (`train`) or not (`eval`).",
         choices=("eval", "train"),
-        when=_TRUNK,
+        when=WHILE_TRUNK_TRAINS,
         space=["eval", "train"],
     )
     head: str = knob("linear", "The classifier on top.", choices=("linear", "mlp"))
@@ -163,7 +178,7 @@ class HParams:
     # How it is trained
     max_epochs: int = knob(8, "Horizon of the schedule, in epochs.", low=1, high=10_000, integer=True)
     batch_size: int = knob(
-        64, "Images in a step.", low=1, high=4096, integer=True, space=[16, 32, 64, 128, 256]
+        64, "Examples in a step.", low=1, high=4096, integer=True, space=[16, 32, 64, 128, 256]
     )
     optimizer: str = knob(
         "adamw", "The optimizer.", choices=("adamw", "adam", "sgd"), space=["adamw", "adam", "sgd"]
@@ -195,7 +210,7 @@ class HParams:
         "multiplier",
         "How the trunk's rates follow from the head's.",
         choices=("multiplier", "decay"),
-        when=_TRUNK,
+        when=WHILE_TRUNK_TRAINS,
         space=["multiplier", "decay"],
     )
     backbone_lr_mult: float = knob(
@@ -203,7 +218,7 @@ class HParams:
         "Rate of the trunk over the head's.",
         low=1e-6,
         high=1.0,
-        when={**_TRUNK, "layer_rates": ("multiplier",)},
+        when={**WHILE_TRUNK_TRAINS, "layer_rates": ("multiplier",)},
         space={"low": 1e-3, "high": 1.0, "log": True},
     )
     layer_decay: float = knob(
@@ -211,7 +226,7 @@ class HParams:
         "Factor of the rate from each group to the one before it.",
         low=0.01,
         high=1.0,
-        when={**_TRUNK, "layer_rates": ("decay",)},
+        when={**WHILE_TRUNK_TRAINS, "layer_rates": ("decay",)},
         space=[0.65, 0.75],
     )
     weight_decay: float = knob(
@@ -252,7 +267,7 @@ class HParams:
         "none",
         "What pulls the trunk towards its pretrained self.",
         choices=REGULARISERS,
-        when=_TRUNK,
+        when=WHILE_TRUNK_TRAINS,
         space=list(REGULARISERS),
     )
     regulariser_strength: float = knob(
@@ -260,65 +275,19 @@ class HParams:
         "Weight of the regulariser.",
         low=1e-8,
         high=100.0,
-        when={**_TRUNK, "regulariser": REGULARISERS[1:]},
+        when={**WHILE_TRUNK_TRAINS, "regulariser": REGULARISERS[1:]},
         space={"low": 1e-4, "high": 1e-1, "log": True},
     )
 
     # What it sees
-    policy: str = knob("none", "The augmentation policy.", choices=POLICIES, space=list(POLICIES))
-    ra_ops: int = knob(
-        2,
-        "Operations in a row.",
-        low=1,
-        high=8,
-        integer=True,
-        when={"policy": ("rand_augment",)},
-        space=[1, 2, 3],
-    )
-    ra_magnitude: int = knob(
-        9,
-        "Magnitude bin of every operation.",
-        low=0,
-        high=30,
-        integer=True,
-        when={"policy": ("rand_augment",)},
-        space={"low": 0, "high": 30},
-    )
-    sub_policies: tuple[tuple[tuple[str, float, int], ...], ...] = knob(
-        (),
-        "The sampled policy: sub-policies of (operation, probability, magnitude bin) in a row.",
-        when={"policy": ("sampled",)},
-        space=3,
-    )
-    mixing: str = knob(
-        "none",
-        "Mixing of the images of a batch.",
-        choices=("none", "mixup", "cutmix", "both"),
-        when=_TRUNK,
-        space=["none", "mixup", "cutmix", "both"],
-    )
-    mixing_alpha: float = knob(
-        0.2,
-        "Both parameters of the Beta distribution that mixing draws from.",
-        low=0.01,
-        high=10.0,
-        when={**_TRUNK, "mixing": ("mixup", "cutmix", "both")},
-        space={"low": 0.1, "high": 1.0},
-    )
-    random_erasing: float = knob(
-        0.0,
-        "Probability that a rectangle of a training image is erased.",
-        low=0.0,
-        high=1.0,
-        space={"low": 0.0, "high": 0.3},
-    )
+    policy: str = knob("none", "The augmentation policy.", choices=("none",))
 
     seed: int = knob(0, "Root of every random number of the trial.", low=0, high=2**63 - 1, integer=True)
 
     def __post_init__(self) -> None:
         problems = [
             f"{known.name} is {getattr(self, known.name)!r}, but must be {known.allowed}"
-            for known in knobs().values()
+            for known in knobs(type(self)).values()
             if not known.accepts(getattr(self, known.name))
         ]
         if problems:
@@ -329,32 +298,31 @@ class HParams:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> HParams:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The value that `to_dict` described, whole numbers and tuples restored.
 
         Raises:
             ValueError: for a name that is no knob, or a value that is not allowed.
         """
-        unknown = sorted(set(values) - set(knobs()))
+        unknown = sorted(set(values) - set(knobs(cls)))
         if unknown:
             raise ValueError(f"unknown hyperparameters: {', '.join(unknown)}")
         clean = dict(values)
-        if "sub_policies" in clean:
-            clean["sub_policies"] = tuple(
-                tuple((str(op), float(probability), int(magnitude)) for op, probability, magnitude in row)
-                for row in clean["sub_policies"]
-            )
         for name, value in clean.items():
-            if knobs()[name].integer and isinstance(value, float) and value.is_integer():
+            known = knobs(cls)[name]
+            if known.rows is not None:
+                clean[name] = known.rows.restored(value)
+            elif known.integer and isinstance(value, float) and value.is_integer():
                 clean[name] = int(value)
         return cls(**clean)
 
-    def watched(self, reads: set[str]) -> HParams:
+    def watched(self, reads: set[str]) -> Self:
         """The same value, which adds to `reads` the name of every knob that is read from it.
 
         Looking at all at once, as `to_dict` and `active` do, is not reading.
         """
-        watched = _Watched(**{name: getattr(self, name) for name in knobs()})
+        kind: Any = type(self)
+        watched: Self = _watching(kind)(**{name: getattr(self, name) for name in knobs(kind)})
         object.__setattr__(watched, "_reads", reads)
         reads.clear()
         return watched
@@ -363,33 +331,46 @@ class HParams:
     def active(self) -> dict[str, Any]:
         """The knobs that something reads, given the others."""
         values = self.to_dict()
-        return {name: value for name, value in values.items() if is_active(name, values)}
+        return {name: value for name, value in values.items() if is_active(name, values, type(self))}
 
 
-class _Watched(HParams):
-    """An `HParams` that tells which of its knobs were read."""
+class _Watched:
+    """What makes an `HParams` tell which of its knobs were read."""
 
     def __getattribute__(self, name: str) -> Any:
         reads = object.__getattribute__(self, "__dict__").get("_reads")
-        if reads is not None and name in knobs():
+        if reads is not None and name in knobs(type(self)):
             reads.add(name)
         return object.__getattribute__(self, name)
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: object.__getattribute__(self, name) for name in knobs()}
+        return {name: object.__getattribute__(self, name) for name in knobs(type(self))}
 
 
 @cache
-def knobs() -> dict[str, Knob]:
-    """Every knob by name, in the order in which a space draws them: conditions come first."""
-    return {
-        each.name: Knob(name=each.name, default=each.default, **each.metadata) for each in fields(HParams)
-    }
+def _watching(kind: Any) -> Any:
+    """The subclass of a kind of `HParams` whose values tell what is read from them."""
+    return type(f"Watched{kind.__name__}", (_Watched, kind), {})
 
 
-def is_active(name: str, values: Mapping[str, Any]) -> bool:
+def knobs(kind: type[Any]) -> dict[str, Knob]:
+    """Every knob of a kind of `HParams` by name, in the order in which a space draws them.
+
+    Conditions come first.
+    """
+    key: Any = kind  # type checkers take a class's hash for its values'
+    return _knobs(key)
+
+
+@cache
+def _knobs(kind: Any) -> dict[str, Knob]:
+    return {each.name: Knob(name=each.name, default=each.default, **each.metadata) for each in fields(kind)}
+
+
+def is_active(name: str, values: Mapping[str, Any], kind: type[Any]) -> bool:
     """Whether anything reads the knob `name` when the others have `values` (defaults where absent)."""
+    known = knobs(kind)
     return all(
-        is_active(other, values) and values.get(other, knobs()[other].default) in allowed
-        for other, allowed in knobs()[name].when.items()
+        is_active(other, values, kind) and values.get(other, known[other].default) in allowed
+        for other, allowed in known[name].when.items()
     )

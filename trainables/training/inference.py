@@ -38,22 +38,22 @@ def engine(trunk: nn.Module, device: torch.device) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def fast_passes(trunk: nn.Module, image_size: int) -> Callable[[Tensor], Tensor]:
-    """What maps images, float [B, 3, s, s], to features, float [B, F], as the trunk in evaluation mode does.
+def fast_passes(trunk: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """What maps inputs [B, *shape] to features, float [B, F], as the trunk in evaluation mode does.
 
     Where the faster way fails, or does not compute the same up to rounding, it is torch's.
 
     Args:
         trunk: its weights do not change afterwards.
-        image_size: the s that it is used with.
+        shape: of one input that it is used with; of images [3, s, s].
     """
-    simple = folded(trunk, image_size)
+    simple = folded(trunk, shape)
     device = next(trunk.parameters()).device
     if device.type != "cpu":
         return _with_tf32(simple)
     if engine(trunk, device) == "torch":
         return simple
-    images = torch.randn(_BATCH, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(_BATCH, *shape, generator=torch.Generator().manual_seed(0))
     try:
         passes = _onnx_passes(simple, images)
         with torch.no_grad():
@@ -96,7 +96,7 @@ def _onnx_passes(trunk: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]
     def passes(given: Tensor) -> Tensor:
         parts = []
         for batch in given.split(_BATCH):
-            filled = functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, _BATCH - len(batch)))
+            filled = functional.pad(batch, (0, 0) * (batch.ndim - 1) + (0, _BATCH - len(batch)))
             (found,) = session.run(None, {"images": filled.contiguous().numpy()})
             parts.append(torch.from_numpy(found)[: len(batch)])
         return torch.cat(parts)

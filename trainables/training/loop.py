@@ -8,7 +8,6 @@ resumes at an epoch's boundary equals one that was never interrupted.
 from __future__ import annotations
 
 import functools
-import io
 import json
 import math
 import pickle
@@ -27,16 +26,14 @@ from trainables.files import sealed
 from trainables.files.cache import Cache
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import Epochs, write_epochs
-from trainables.image import augment
-from trainables.image.backbones import Backbone, Preprocessing
-from trainables.image.data import ImageData
+from trainables.modality import Backbone, Data, Modality, Policy, modality
 from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
 from trainables.seeds import derived_seed, generator, sample_seeds
 from trainables.training import optim
 from trainables.training.ahead import ahead, placed
 from trainables.training.features import FrozenFeatures
 from trainables.training.hparams import HParams
-from trainables.training.metrics import Scores, scores
+from trainables.training.metrics import Scores
 from trainables.training.model import build_model, make_card, save_delta, unfreeze
 from trainables.training.phases import Phase, phases
 
@@ -44,9 +41,8 @@ __all__ = ["Monitor", "Settings", "Training", "fit"]
 
 _EVALUATION_BATCH = {"cpu": 32, "cuda": 128}
 _PART = 32
-"""Images in a pass on a CPU: the feature maps of more fall out of its cache, 1.1 to 1.2 times slower."""
+"""Examples in a pass on a CPU: the feature maps of more fall out of its cache, 1.1 to 1.2 times slower."""
 _PREVIEW_ROWS = 3
-_PREVIEW_DRAWS = 6
 
 
 Part = tuple[Tensor, Tensor, float, Tensor | None]
@@ -74,7 +70,6 @@ class Settings:
     Attributes:
         monitor: picks the best epoch.
         views: views of a policy that a cached head trains on, in turn; None: a fresh one each epoch.
-        orientation_matters: whether the labels depend on the images' orientation.
         device: where it trains.
         threads: CPU threads of a trial; part of the result, since sums are split among threads.
         precision: of the passes that train a trunk: fp32, bf16, fp16 (CUDA alone, with a scaled loss),
@@ -84,7 +79,6 @@ class Settings:
 
     monitor: Monitor = Monitor()
     views: int | None = 8
-    orientation_matters: bool = False
     device: str = "cpu"
     threads: int = 1
     precision: str = "auto"
@@ -94,8 +88,8 @@ class Training:
     """A trial in the making.
 
     Args:
-        hparams: what varies between trials.
-        data: labelled images with splits `train` and `validation`.
+        hparams: what varies between trials; they say which modality it is a trial of.
+        data: labelled examples with splits `train` and `validation`.
         backbone: freshly built; its module is not changed, a trial that trains it works on a copy.
         settings: what the search fixes.
         cache: where frozen features are kept; None computes them anew.
@@ -105,7 +99,7 @@ class Training:
     def __init__(
         self,
         hparams: HParams,
-        data: ImageData,
+        data: Data,
         backbone: Backbone,
         *,
         settings: Settings = Settings(),
@@ -129,18 +123,14 @@ class Training:
         self.epochs: Epochs = {}
         self.improved = False
         self.phases = phases(hparams)
-        self._size = backbone.preprocessing.image_size
-        self.policy = augment.build(
-            hparams,
-            image_size=self._size,
-            orientation_matters=settings.orientation_matters,
-        )
-        self._frames = data.frames(backbone.preprocessing.frame_size, backbone.preprocessing.interpolation)
-        self._crop = augment.build(HParams(policy="none"), image_size=self._size)
+        self.modality: Modality[Any] = modality(hparams.modality)
+        self.policy = self.modality.policy(hparams, data, backbone.preprocessing)
+        self._plain = self.modality.plain(backbone.preprocessing)
+        self._examples = data.examples(backbone.preprocessing)
         self.model = build_model(backbone, hparams, len(data.classes)).to(self.device)
-        self._mixing = augment.build_mixing(hparams, len(data.classes))
+        self._mixing = self.modality.mixing(hparams, len(data.classes))
         self._weights = _class_weights(data).to(self.device) if hparams.class_weights else None
-        # Batches of nearly one size: a last one of a single image has no batch statistics.
+        # Batches of nearly one size: a last one of a single example has no batch statistics.
         self._batches = math.ceil(len(data.splits["train"]) / hparams.batch_size)
         self._phase: Phase | None = None
         self._applied: dict[int, dict[str, Any]] = {}
@@ -212,19 +202,19 @@ class Training:
                 self._is_best(epoch)
 
     def evaluate(self, split: str) -> Scores:
-        """Scores of the model as it is on the centre crops of a split, trunk and head together."""
+        """Scores of the model as it is on a split, not augmented, trunk and head together."""
         labels = self.data.labels[self.data.splits[split]]
-        return scores(self.logits(split), labels)
+        return self._scores(self.logits(split), labels)
 
     def logits(self, split: str) -> Tensor:
-        """Logits [N, C], on the CPU, of the model as it is on the centre crops of a split."""
+        """Logits [N, C], on the CPU, of the model as it is on a split, not augmented."""
         self.model.eval()
         indices = self.data.splits[split].split(_EVALUATION_BATCH[self.device.type])
-        frames = ((placed(self._frames[batch], self.device),) for batch in indices)
+        examples = ((placed(self._examples[batch], self.device),) for batch in indices)
         with torch.no_grad():
             parts = [
-                self.model(augment.center_crop(each, self._size)).float()
-                for (each,) in ahead(frames, self.device)
+                self.model(self._plain(each, torch.zeros(len(each), dtype=torch.int64))).float()
+                for (each,) in ahead(examples, self.device)
             ]
         return torch.cat(parts).cpu()
 
@@ -257,7 +247,7 @@ class Training:
         self._applied[phase.first] = self._described(phase)
 
     def _part_size(self) -> int | None:
-        """Images in a pass; None for whole batches, where something looks at all of a batch at once."""
+        """Examples in a pass; None for whole batches, where something looks at all of a batch at once."""
         whole = self._penalty is not None or self._weights is not None or self.hparams.batch_norm == "train"
         return None if whole or self.device.type != "cpu" else _PART
 
@@ -267,9 +257,9 @@ class Training:
         return FrozenFeatures(
             model=self.model,
             trunk_key=f"{self.backbone.name} {self.backbone.weights_hash} {self.backbone.preprocessing}",
-            frames=self._frames,
+            examples=self._examples,
             indices=self.data.splits[split],
-            policy=self.policy if training else self._crop,
+            policy=self.policy if training else self._plain,
             data_key=self.data.fingerprint,
             cache=self.cache,
             dtype=torch.float16 if training else torch.float32,
@@ -280,7 +270,7 @@ class Training:
     # Epochs
 
     def _train(self) -> tuple[float, int]:
-        """One epoch of steps; the mean loss and the number of images."""
+        """One epoch of steps; the mean loss and the number of examples."""
         self.model.train()
         total, seen = torch.zeros((), device=self.device), 0
         for step in self._steps():
@@ -321,7 +311,7 @@ class Training:
             yield iter([(self.model.head(features[batch].float()), labels[batch], 1.0, None)])
 
     def _trunk_steps(self, order: Tensor) -> Iterator[Iterator[Part]]:
-        """On images: drawn, mixed and passed through the whole network."""
+        """On examples: drawn, mixed and passed through the whole network."""
         for inputs, targets in ahead(self._drawn(order), self.device):
             yield self._parts(inputs, targets)
 
@@ -331,10 +321,10 @@ class Training:
         root = derived_seed(self.hparams.seed, "augment", self.epoch)
         mixing = generator(self.hparams.seed, "mixing", self.epoch)
         for batch in indices.tensor_split(self._batches):
-            frames = self._frames.on(self.device, batch)
-            inputs = self.policy(frames, placed(sample_seeds(root, batch), self.device))
+            examples = self._examples.on(self.device, batch)
+            inputs = self.policy(examples, placed(sample_seeds(root, batch), self.device))
             targets = placed(self.data.labels[batch], self.device)
-            if self.hparams.mixing != "none":
+            if self._mixing is not None:
                 one_hot = functional.one_hot(targets, len(self.data.classes)).float()
                 inputs, targets = self._mixing(inputs, one_hot, mixing)
             yield inputs, targets
@@ -342,17 +332,21 @@ class Training:
     def _parts(self, inputs: Tensor, targets: Tensor) -> Iterator[Part]:
         """Passes of a batch through the network, in parts where that changes nothing but speed."""
         size = self._part or len(inputs)
-        for images, told in zip(inputs.split(size), targets.split(size), strict=True):
+        for part, told in zip(inputs.split(size), targets.split(size), strict=True):
             with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-                features = self.model.features(images)
-                penalty = None if self._penalty is None else self._penalty(images, features)
+                features = self.model.features(part)
+                penalty = None if self._penalty is None else self._penalty(part, features)
                 logits = self.model.head(features)
-            yield logits.float(), told, len(images) / len(inputs), penalty
+            yield logits.float(), told, len(part) / len(inputs), penalty
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            logits, targets, weight=self._weights, label_smoothing=self.hparams.label_smoothing
+        return self.modality.loss(
+            logits, targets, weights=self._weights, label_smoothing=self.hparams.label_smoothing
         )
+
+    def _scores(self, logits: Tensor, labels: Tensor) -> Scores:
+        found: Scores = self.modality.scores(logits, labels)
+        return found
 
     def _measure(self) -> Scores:
         """Validation scores of the weights that would be saved."""
@@ -362,7 +356,7 @@ class Training:
             self.model.eval()
             with torch.no_grad():
                 logits = self.model.head(self._features["validation"].view(0))
-            return scores(logits.cpu(), self.data.labels[self.data.splits["validation"]])
+            return self._scores(logits.cpu(), self.data.labels[self.data.splits["validation"]])
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self._ema is None else self._ema.applied()
@@ -410,7 +404,8 @@ class Training:
 
     def _go_on(self, state: dict[str, Any]) -> None:
         # A state of before has neither.
-        if "hparams" in state and HParams.from_dict(state["hparams"]).to_dict() != self.hparams.to_dict():
+        kind = type(self.hparams)
+        if "hparams" in state and kind.from_dict(state["hparams"]).to_dict() != self.hparams.to_dict():
             raise ValueError("it is of other hyperparameters")
         self.epochs = dict(state.get("epochs", {}))
         self.epoch, self.best = state["epoch"], state["best"]
@@ -481,7 +476,9 @@ class Training:
         write_epochs(folder, self.epochs, self.hparams.to_dict())
         sealed.write(folder / APPLIED_FILE, (json.dumps(self.applied(), indent=2) + "\n").encode())
         if self.phase_began and not self.policy.is_identity:
-            sealed.write(folder / PREVIEW_FILE, _preview(self.data, self.policy, self.backbone.preprocessing))
+            picture = _preview(self.modality, self.data, self.policy, self.backbone.preprocessing)
+            if picture is not None:
+                sealed.write(folder / PREVIEW_FILE, picture)
 
 
 def fit(
@@ -513,7 +510,7 @@ def _training_dtype(precision: str, device: torch.device) -> torch.dtype:
     return known[precision]
 
 
-def _class_weights(data: ImageData) -> Tensor:
+def _class_weights(data: Data) -> Tensor:
     """Inverse frequencies in the training split, with mean one over its images."""
     labels = data.labels[data.splits["train"]]
     counts = torch.bincount(labels, minlength=len(data.classes)).clamp(min=1).float()
@@ -521,10 +518,7 @@ def _class_weights(data: ImageData) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _preview(data: ImageData, policy: augment.Policy, preprocessing: Preprocessing) -> bytes:
-    """A PNG of what a policy draws of the first training images."""
+def _preview(kind: Modality[Any], data: Data, policy: Policy, preprocessing: Any) -> bytes | None:
+    """A picture of what a policy draws of the first training examples."""
     shown = data.splits["train"][:_PREVIEW_ROWS]
-    frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)[shown]
-    png = io.BytesIO()
-    augment.preview(policy, frames, 0, _PREVIEW_ROWS, _PREVIEW_DRAWS).save(png, "png", compress_level=1)
-    return png.getvalue()
+    return kind.preview(policy, data.examples(preprocessing)[shown])

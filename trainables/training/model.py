@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trainables.errors import BackboneError
 from trainables.files import sealed
 from trainables.files.trial_folder import CARD_FILE, DELTA_FILE
-from trainables.image import backbones
-from trainables.image.backbones import Backbone, BackboneError, Preprocessing
+from trainables.modality import Backbone, Preprocessing, modality
 from trainables.seeds import generator
 from trainables.training.hparams import HParams
 
@@ -54,49 +54,44 @@ class ModelError(ValueError):
 
 
 class TransferModel(nn.Module):
-    """A trunk, a head on its features, and the normalisation in front of both.
+    """A trunk, a head on its features, and in front of both what makes inputs the trunk's.
 
     The trunk starts frozen, and is the one it was given: models that train only a head share it.
     `unfreeze` gives the model a copy of its own. Frozen parts stay in evaluation mode whatever `train`
     is told: running statistics do not move, and nothing in them drops out.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, trunk: nn.Module, head: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
-        # Not part of the state: they belong to the preprocessing, which the card carries.
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
-            self.register_buffer(name, values, persistent=False)
-        # Convolutions are faster on pixels whose channels lie together: 1.5 to 2 times on CPUs.
+        self.normaliser = preprocessing.normaliser()
+        # Convolutions are faster on maps whose channels lie together: 1.5 to 2 times on CPUs.
         self.to(memory_format=torch.channels_last)
         self._names = frozenset(trunk.state_dict())
         self._owns_trunk = False
         self._freeze(self._names, "eval")
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits [B, C] of inputs [B, 3, s, s], uint8 or float in 0..255."""
+        """Logits [B, C] of inputs [B, ...]."""
         logits: Tensor = self.head(self.features(inputs))
         return logits
 
     def features(self, inputs: Tensor) -> Tensor:
-        """The trunk's features [B, F] of inputs [B, 3, s, s], uint8 or float in 0..255."""
+        """The trunk's features [B, F] of inputs [B, ...]."""
         found: Tensor = self.trunk(self.normalised(inputs))
         return found
 
     def normalised(self, inputs: Tensor) -> Tensor:
-        """What the trunk takes: inputs scaled to 0..1, less the mean, over the deviation."""
-        scaled = (inputs.to(self.mean.dtype) / 255 - self.mean) / self.std
-        return scaled.contiguous(memory_format=torch.channels_last)
+        """What the trunk takes."""
+        taken: Tensor = self.normaliser(inputs)
+        return taken
 
     def train(self, mode: bool = True) -> TransferModel:
         """Sets training mode, but for what is frozen and for BatchNorm that is held in `eval`."""
         self.training = mode
         self.head.train(mode)
+        self.normaliser.train(mode)
         if not self.trunk_is_frozen:
             self.trunk.train(mode)
             if mode:
@@ -217,10 +212,9 @@ class Card:
     """What a saved model is: enough, with the delta, to build it again.
 
     Attributes:
-        backbone, weights: for `backbones.build`; a weights file by its absolute path.
+        backbone, weights: as the modality's `backbone` takes them; a weights file by its absolute path.
         weights_hash: of the weights that the delta differs from.
-        image_size: side of the input in pixels.
-        preprocessing: what the model was trained with.
+        preprocessing: what the model was trained with, a value of the modality's.
         head: the kind of head.
         classes: the names of the classes in the order of the logits.
         hparams: the trial's.
@@ -230,8 +224,7 @@ class Card:
     backbone: str
     weights: str
     weights_hash: str
-    image_size: int
-    preprocessing: Preprocessing
+    preprocessing: Any
     head: str
     classes: tuple[str, ...]
     hparams: HParams
@@ -247,10 +240,6 @@ class Card:
             value = getattr(self, name)
             if not isinstance(value, str) or not value or "\0" in value:
                 yield f"{name} is {value!r}, but must be text"
-        if self.image_size != self.preprocessing.image_size or isinstance(self.image_size, bool):
-            yield (
-                f"image_size is {self.image_size!r}, but preprocessing says {self.preprocessing.image_size}"
-            )
         for name in ("backbone", "head"):
             if getattr(self, name) != getattr(self.hparams, name):
                 yield f"{name} is {getattr(self, name)!r}, but hparams says otherwise"
@@ -268,6 +257,7 @@ class Card:
     def to_dict(self) -> dict[str, Any]:
         """Plain values that survive JSON, for `from_dict`."""
         return {
+            "modality": self.hparams.modality,
             **{each.name: getattr(self, each.name) for each in fields(self)},
             "preprocessing": self.preprocessing.to_dict(),
             "classes": list(self.classes),
@@ -282,15 +272,17 @@ class Card:
         Raises:
             ModelError: for anything missing, unknown, or of the wrong type.
         """
-        known = {each.name for each in fields(cls)}
+        values = _with_modality(values)
+        known = {"modality", *(each.name for each in fields(cls))}
         if set(values) != known:
             raise ModelError(f"it has {sorted(values)}, but must have exactly {sorted(known)}")
-        for name, kind in (("preprocessing", dict), ("hparams", dict), ("classes", list)):
-            if not isinstance(values[name], kind):
-                raise ModelError(f"{name} must be a {'list' if kind is list else 'mapping'}")
+        for name, shape in (("preprocessing", dict), ("hparams", dict), ("classes", list)):
+            if not isinstance(values[name], shape):
+                raise ModelError(f"{name} must be a {'list' if shape is list else 'mapping'}")
         try:
-            preprocessing = Preprocessing.from_dict(values["preprocessing"])
-            hparams = HParams.from_dict(values["hparams"])
+            kind = modality(values.pop("modality"))
+            preprocessing = kind.preprocessing(values["preprocessing"])
+            hparams = kind.hparams.from_dict(values["hparams"])
         except (ValueError, TypeError, ArithmeticError) as error:
             raise ModelError(str(error)) from error
         return cls(
@@ -301,6 +293,21 @@ class Card:
                 "classes": tuple(values["classes"]),
             }
         )
+
+
+def _with_modality(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a card that may have been made when there were only images.
+
+    Raises:
+        ModelError: where the size that it gives twice differs.
+    """
+    whole = {"modality": "image", **values}
+    if "image_size" in whole:
+        size, preprocessing = whole.pop("image_size"), values.get("preprocessing")
+        inner = preprocessing.get("image_size") if isinstance(preprocessing, Mapping) else size
+        if size != inner:
+            raise ModelError(f"image_size is {size!r}, but preprocessing says {inner!r}")
+    return whole
 
 
 def make_card(
@@ -317,7 +324,6 @@ def make_card(
         # Whoever loads the model may be in another directory.
         weights=str(Path(backbone.weights).absolute()) if from_file else backbone.weights,
         weights_hash=backbone.weights_hash,
-        image_size=backbone.preprocessing.image_size,
         preprocessing=backbone.preprocessing,
         head=hparams.head,
         classes=tuple(classes),
@@ -415,13 +421,10 @@ def whole_model(card: Card, tensors: Mapping[str, Tensor], path: Path) -> Loaded
 
 def _empty(card: Card) -> TransferModel:
     """The model of the card before the delta."""
+    kind = modality(card.hparams.modality)
+    asked = {name: getattr(card.hparams, name) for name in kind.backbone_knobs}
     try:
-        backbone = backbones.build(
-            card.backbone,
-            weights=card.weights,
-            image_size=card.image_size,
-            seed=card.hparams.seed,
-        )
+        backbone = kind.backbone({**asked, "weights": card.weights}, preprocessing=card.preprocessing)
     except BackboneError as error:
         raise ModelError(f"the saved model cannot be built: {error}") from error
     if card.weights != "none" and backbone.weights_hash != card.weights_hash:

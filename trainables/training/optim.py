@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainables.image.backbones import Backbone
-from trainables.training.hparams import HParams, is_active
+from trainables.modality import Backbone
+from trainables.training.hparams import HParams
 from trainables.training.model import TransferModel
 
 __all__ = [
@@ -54,7 +54,7 @@ def parameter_groups(
     """
     place = {name: index for index, group in enumerate(groups) for name in group}
     exempt: set[str] = getattr(model.trunk, "no_weight_decay", set)()
-    pull_to_start = hparams.regulariser == "l2_sp" and is_active("regulariser", hparams.to_dict())
+    pull_to_start = hparams.regulariser == "l2_sp" and "regulariser" in hparams.active
     found: dict[str, dict[str, Any]] = {}
     for full, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -275,7 +275,7 @@ class _Delta(Regulariser):
         self._model = model
         source = deepcopy(backbone.module).eval().requires_grad_(False)
         # In the layout of the model's own maps: sums in another order would differ at the start.
-        self._source = source.to(model.mean.device).to(memory_format=torch.channels_last)
+        self._source = source.to(next(model.parameters()).device).to(memory_format=torch.channels_last)
         trained = [group for group in groups if not model.frozen.issuperset(group)]
         count = min(4, len(trained))
         ends = [trained[len(trained) * (i + 1) // count - 1] for i in range(count)]
@@ -326,7 +326,7 @@ def regulariser(model: TransferModel, backbone: Backbone, hparams: HParams) -> R
     kind = hparams.regulariser
     if kind == "none" or model.trunk_is_frozen:
         return None
-    if not is_active("regulariser", hparams.to_dict()):
+    if "regulariser" not in hparams.active:
         return None
     strength = hparams.regulariser_strength
     if kind == "l2_sp":

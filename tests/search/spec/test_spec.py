@@ -11,6 +11,7 @@ from search.errors import SpecError
 from search.spec.domains import Choice, Fixed, Range
 from search.spec.search_spec import read_spec
 from tests.search.specs import SMALL, small
+from trainables.image.hparams import ImageHParams
 from trainables.training.hparams import knobs
 
 ROOT = Path(__file__).parents[3]
@@ -39,7 +40,7 @@ def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:
 
 def test_the_default_space_is_the_whole_space() -> None:
     text = SMALL.replace(SMALL[SMALL.index("space:") :], "space: default\n")
-    assert set(read_spec(text).space) == {k.name for k in knobs().values() if k.space is not None}
+    assert set(read_spec(text).space) == {k.name for k in knobs(ImageHParams).values() if k.space is not None}
 
 
 def test_what_launch_keeps_reads_as_the_same(folder: Path) -> None:

@@ -42,9 +42,9 @@ from tests.search.commands import rows, transfer_search
 from tests.search.specs import SMALL, small
 from trainables import image_transfer
 from trainables.image.data import DataConfig, load
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.image_transfer import ImageTransfer, TrialConfig
 from trainables.record import BEST, METRICS, MODEL_FOLDER, TEST_METRICS
-from trainables.training.hparams import HParams
 from trainables.training.model import load_delta
 
 # Statistics

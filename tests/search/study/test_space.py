@@ -10,7 +10,8 @@ import pytest
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study import space
 from tests.search.specs import SMALL, small
-from trainables.training.hparams import HParams, is_active, knobs
+from trainables.image.hparams import ImageHParams as HParams
+from trainables.training.hparams import is_active, knobs
 
 
 def draw(spec: SearchSpec, trials: int) -> list[tuple[optuna.trial.FrozenTrial, HParams]]:
@@ -34,9 +35,9 @@ def test_a_knob_is_drawn_only_where_something_reads_it() -> None:
         values = hparams.to_dict()
         for name in trial.params:
             knob = name.split(".")[0]
-            assert is_active(knob, values), (name, values)
+            assert is_active(knob, values, HParams), (name, values)
             seen.add(knob)
-    sampled = {k.name for k in knobs().values() if k.space is not None}
+    sampled = {k.name for k in knobs(HParams).values() if k.space is not None}
     assert seen == sampled
 
 

@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as reference
 
 from trainables.image import augment
 from trainables.image import operations as ops
-from trainables.training.hparams import POLICIES, HParams
+from trainables.image.hparams import POLICIES
+from trainables.image.hparams import ImageHParams as HParams
 
 ROWS = ((("Rotate", 0.5, 12), ("Color", 0.8, 20)), (("Equalize", 1.0, 0),))
 FRAME, SIZE = 37, 32

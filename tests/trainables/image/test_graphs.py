@@ -20,8 +20,8 @@ from trainables.image.backbones import Backbone
 from trainables.image.classifier import of_model
 from trainables.image.decode import UnreadableImage, decode
 from trainables.image.graphs import FILES, WholeModel, read_graph, write_graph, write_helper
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.image.standalone import classify
-from trainables.training.hparams import HParams
 from trainables.training.model import LoadedModel, TransferModel, build_model, make_card
 
 CLASSES = ("zero", "one, or two", "Grünes Quadrat")

@@ -11,9 +11,9 @@ from trainables.image import augment, backbones
 from trainables.image.augment import Policy
 from trainables.image.backbones import Backbone
 from trainables.image.data import ImageData
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.seeds import derived_seed, sample_seeds
 from trainables.training.features import FrozenFeatures
-from trainables.training.hparams import HParams
 from trainables.training.model import TransferModel, build_model
 
 CHUNKS = 2  # of the 150 training images
@@ -40,7 +40,7 @@ def features(
     known: dict[str, Any] = {
         "model": build_model(backbone, HParams(), 10),
         "trunk_key": f"{backbone.name} {backbone.weights_hash} {preprocessing}",
-        "frames": data.frames(preprocessing.frame_size, preprocessing.interpolation),
+        "examples": data.examples(preprocessing),
         "indices": data.splits["train"],
         "policy": policy(name, backbone),
         "data_key": data.fingerprint,
@@ -57,7 +57,7 @@ def test_a_view_is_what_the_trunk_makes_of_the_augmented_frames(
     found = features(digits, small_lite0, cache, dtype=torch.float32)
     indices = digits.splits["train"]
     seeds = sample_seeds(derived_seed("view", 3), indices)
-    inputs = found.policy(found.frames[indices], seeds)
+    inputs = found.policy(found.examples[indices], seeds)
     with torch.no_grad():
         expected = model.eval().features(inputs)
     view = found.view(3)

@@ -35,7 +35,7 @@ def test_a_folded_trunk_gives_the_same_features(name: str) -> None:
     backbone = backbones.build(name, weights=weights, image_size=64)
     trunk = backbone.module if weights == "pretrained" else shaken(backbone.module)
     before = {key: tensor.clone() for key, tensor in trunk.state_dict().items()}
-    copy = folded(trunk, 64)
+    copy = folded(trunk, (3, 64, 64))
     assert norms(copy) < norms(trunk)
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -59,11 +59,11 @@ class Twice(nn.Module):
 
 def test_what_does_not_fold_is_left_alone() -> None:
     trunk = shaken(Twice())
-    assert folded(trunk, 16) is trunk
+    assert folded(trunk, (3, 16, 16)) is trunk
 
 
 def test_a_trunk_without_batchnorm_is_copied_as_it_is() -> None:
     trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        torch.testing.assert_close(folded(trunk, 16)(images), trunk(images))
+        torch.testing.assert_close(folded(trunk, (3, 16, 16))(images), trunk(images))

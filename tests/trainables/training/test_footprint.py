@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from trainables.image.data import DataConfig
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.training.footprint import GIB, keep_within, peak_bytes
-from trainables.training.hparams import HParams
 from trainables.training.loop import Settings
 
-DIGITS = DataConfig(source="digits")
+DIGITS = DataConfig(source="digits").to_dict()
 
 
 def peak(batch_size: int, folder: Path, device: str = "cpu") -> int:

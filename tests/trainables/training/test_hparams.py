@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.seeds import derived_seed, generator, sample_seeds
-from trainables.training.hparams import HParams, Knob, is_active, knobs
+from trainables.training.hparams import Knob, is_active, knobs
 
 ROWS = ((("Rotate", 0.5, 12), ("Color", 0.8, 20)), (("Equalize", 1.0, 0),))
-NUMBERS = [known for known in knobs().values() if known.low is not None]
-CHOICES = [known for known in knobs().values() if known.choices is not None]
+NUMBERS = [known for known in knobs(HParams).values() if known.low is not None]
+CHOICES = [known for known in knobs(HParams).values() if known.choices is not None]
 
 
 def drawn(known: Knob, chance: random.Random) -> Any:
@@ -29,7 +30,7 @@ def drawn(known: Knob, chance: random.Random) -> Any:
     return chance.uniform(known.low, known.high)
 
 
-@pytest.mark.parametrize("known", knobs().values(), ids=lambda known: known.name)
+@pytest.mark.parametrize("known", knobs(HParams).values(), ids=lambda known: known.name)
 def test_a_knob_is_documented_and_accepts_its_default(known: Knob) -> None:
     assert known.doc.endswith(".")
     assert known.allowed
@@ -73,7 +74,7 @@ def test_text_is_text_and_rows_are_rows(name: str, value: Any) -> None:
 def test_any_value_survives_a_dictionary_and_json() -> None:
     chance = random.Random(5)
     for _ in range(200):
-        values = HParams(**{known.name: drawn(known, chance) for known in knobs().values()})
+        values = HParams(**{known.name: drawn(known, chance) for known in knobs(HParams).values()})
         again = HParams.from_dict(json.loads(json.dumps(values.to_dict())))
         assert again == values
         assert again.to_dict() == values.to_dict()
@@ -103,37 +104,37 @@ def test_all_problems_are_named_at_once() -> None:
 
 def test_a_condition_names_knobs_that_come_before_and_values_that_they_may_have() -> None:
     seen: list[str] = []
-    for name, known in knobs().items():
+    for name, known in knobs(HParams).items():
         for other, values in known.when.items():
             assert other in seen
-            assert all(knobs()[other].accepts(value) for value in values)
+            assert all(knobs(HParams)[other].accepts(value) for value in values)
         assert bool(known.condition) == bool(known.when)
         seen.append(name)
 
 
 def test_a_knob_is_active_where_something_reads_it() -> None:
-    assert is_active("lr", {})
-    assert not is_active("mixing", {"strategy": "probe"})
-    assert is_active("mixing", {"strategy": "full"})
-    assert is_active("freeze", {"strategy": "lp_ft"})
-    assert not is_active("freeze", {"strategy": "full"})
-    assert not is_active("momentum", {})
+    assert is_active("lr", {}, HParams)
+    assert not is_active("mixing", {"strategy": "probe"}, HParams)
+    assert is_active("mixing", {"strategy": "full"}, HParams)
+    assert is_active("freeze", {"strategy": "lp_ft"}, HParams)
+    assert not is_active("freeze", {"strategy": "full"}, HParams)
+    assert not is_active("momentum", {}, HParams)
     # The default of a knob that is absent decides.
-    assert is_active("backbone_lr_mult", {"strategy": "full"})
-    assert not is_active("layer_decay", {"strategy": "full"})
+    assert is_active("backbone_lr_mult", {"strategy": "full"}, HParams)
+    assert not is_active("layer_decay", {"strategy": "full"}, HParams)
 
 
 def test_conditions_hold_through_others(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"strategy": "probe", "mixing": "mixup", "layer_rates": "decay", "regulariser": "bss"}
     for name in ("mixing_alpha", "layer_decay", "regulariser_strength"):
-        assert not is_active(name, values)
-        assert is_active(name, {**values, "strategy": "full"})
+        assert not is_active(name, values, HParams)
+        assert is_active(name, {**values, "strategy": "full"}, HParams)
     # Even where a condition names only the nearest knob.
     nearest = Knob(name="mixing_alpha", default=0.2, doc="", when={"mixing": ("mixup",)})
-    table = {**knobs(), "mixing_alpha": nearest}
-    monkeypatch.setattr("trainables.training.hparams.knobs", lambda: table)
-    assert not is_active("mixing_alpha", values)
-    assert is_active("mixing_alpha", {**values, "strategy": "full"})
+    table = {**knobs(HParams), "mixing_alpha": nearest}
+    monkeypatch.setattr("trainables.training.hparams.knobs", lambda kind: table)
+    assert not is_active("mixing_alpha", values, HParams)
+    assert is_active("mixing_alpha", {**values, "strategy": "full"}, HParams)
 
 
 def test_active_leaves_out_what_nothing_reads() -> None:

@@ -21,7 +21,7 @@ def trunk_of(name: str) -> nn.Module:
 def test_the_features_are_the_trunks(name: str, expected: str) -> None:
     trunk = trunk_of(name)
     assert engine(trunk, CPU).split()[0] == expected
-    passes = fast_passes(trunk, 64)
+    passes = fast_passes(trunk, (3, 64, 64))
     assert isinstance(passes, nn.Module) == (expected == "torch")
     images = torch.randn(70, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -44,7 +44,7 @@ class Odd(nn.Module):
 
 def test_what_onnx_cannot_hold_stays_torchs() -> None:
     trunk = Odd().eval()
-    passes = fast_passes(trunk, 8)
+    passes = fast_passes(trunk, (3, 8, 8))
     assert isinstance(passes, nn.Module)
     images = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
@@ -66,4 +66,4 @@ class Drifting(nn.Module):
 
 
 def test_a_graph_that_computes_something_else_is_not_used() -> None:
-    assert isinstance(fast_passes(Drifting().eval(), 8), nn.Module)
+    assert isinstance(fast_passes(Drifting().eval(), (3, 8, 8)), nn.Module)

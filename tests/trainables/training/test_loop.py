@@ -21,8 +21,8 @@ from trainables.files.sealed import Damaged
 from trainables.image import augment, backbones
 from trainables.image.backbones import Backbone
 from trainables.image.data import ImageData
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.record import APPLIED_FILE, METRICS, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
-from trainables.training.hparams import HParams
 from trainables.training.loop import Monitor, Settings, Training, _training_dtype, fit
 from trainables.training.metrics import Scores, scores
 from trainables.training.model import load_delta
@@ -254,7 +254,7 @@ import json, sys
 from pathlib import Path
 from trainables.image import backbones
 from trainables.image.data import DataConfig, load
-from trainables.training.hparams import HParams
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.training.loop import Settings, Training, fit
 data = DataConfig(source="digits", train_limit=24, validation_limit=20, test_limit=20)
 training = Training(

@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from trainables.image import backbones
 from trainables.image.backbones import Backbone, Preprocessing
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.training import model
-from trainables.training.hparams import HParams
 from trainables.training.model import (
     Card,
     ModelError,
@@ -390,7 +390,7 @@ def test_the_preprocessing_it_was_trained_with_comes_back(lite0: Backbone, tmp_p
     other = replace(lite0, preprocessing=replace(lite0.preprocessing, mean=(0.1, 0.2, 0.3)))
     saved(tmp_path, other, PROBE, steps=0)
     loaded = load_delta(tmp_path)
-    assert loaded.model.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert loaded.model.normaliser.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_saving_replaces_whole_files(

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from trainables.image import backbones
 from trainables.image.backbones import Backbone, Preprocessing
+from trainables.image.hparams import ImageHParams as HParams
 from trainables.training import optim
-from trainables.training.hparams import HParams
 from trainables.training.model import (
     TransferModel,
     build_model,
