@@ -199,7 +199,7 @@ def extraction(bench: Bench) -> Iterator[Line]:
     for name in bench.scale.backbones:
         training = bench.training(name, strategy="probe")
         features = training._features["train"]
-        passes = fast_passes(training.model.trunk, bench.scale.size)
+        passes = fast_passes(training.model.trunk, (3, bench.scale.size, bench.scale.size))
         inputs = training.model.normalised(bench.resident(2 * bench.scale.batch))
         images = len(training.data.splits["train"])
         views = iter(range(bench.scale.rounds + 1))
