@@ -69,7 +69,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outc
                 home.keep(spec.to_yaml())
                 if is_inside():
                     console.print(LAUNCHED)
-                for line in found.data.report.lines():
+                for line in (*spec.warnings, *found.data.report.lines()):
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
             search = Search(spec, home, study)

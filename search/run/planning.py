@@ -45,6 +45,7 @@ class Plan:
         """The plan for a person."""
         spec = self.spec
         yield f"search {spec.name}"
+        yield from (f"  {line}" for line in spec.warnings)
         yield from (f"  {line}" for line in self.data.report.lines())
         yield "space"
         for name, domain in spec.space.items():

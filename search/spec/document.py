@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from search.errors import Problem, SpecError
+from search.spec.wording import number_as_yaml_reads_it
 
 __all__ = ["located", "override", "parsed", "text_of"]
 
@@ -51,8 +52,9 @@ def parsed(text: str, title: str) -> tuple[dict[str, Any], dict[str, int]]:
         Problem(place=place, given=None, message="is given twice; keep one")
         for place in _mark(root, "", lines)
     ]
-    if duplicates:
-        raise SpecError(title, (located(problem, lines) for problem in duplicates))
+    problems = [*duplicates, *_odd_numbers(root, "")]
+    if problems:
+        raise SpecError(title, (located(problem, lines) for problem in problems))
     return raw, lines
 
 
@@ -65,6 +67,21 @@ def _mark(node: yaml.Node | None, prefix: str, lines: dict[str, int]) -> Iterato
                 yield place
             lines[place] = key.start_mark.line + 1
             yield from _mark(value, f"{place}.", lines)
+
+
+def _odd_numbers(node: yaml.Node | None, place: str) -> Iterator[Problem]:
+    """Numbers that YAML 1.1 reads as others than a person would."""
+    match node:
+        case yaml.MappingNode():
+            for key, value in node.value:
+                yield from _odd_numbers(value, f"{place}.{key.value}" if place else str(key.value))
+        case yaml.SequenceNode():
+            for value in node.value:
+                yield from _odd_numbers(value, place)
+        case yaml.ScalarNode() if node.style is None:
+            message = number_as_yaml_reads_it(node.value)
+            if message and node.tag != "tag:yaml.org,2002:str":
+                yield Problem(place=place, given=node.value, message=message)
 
 
 def override(raw: dict[str, Any], overrides: Sequence[str]) -> Iterator[Problem]:
@@ -80,6 +97,7 @@ def override(raw: dict[str, Any], overrides: Sequence[str]) -> Iterator[Problem]
             continue
         try:
             value = yaml.safe_load(text)
+            yield from _odd_numbers(yaml.compose(text, yaml.SafeLoader), path)
         except yaml.YAMLError:
             value = text
         section = raw

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError
 
 from search.errors import Problem
-from search.spec.section import Section, problems_of, unknown_key
+from search.spec.section import Section, problems_of
+from search.spec.wording import misread, unknown_key
 from trainables.training.hparams import Knob
 
 __all__ = ["Choice", "Domain", "Fixed", "Range", "plain", "points", "read_space"]
@@ -99,7 +100,7 @@ def _domain(known: Knob, value: Any, place: str) -> tuple[Domain, list[Problem]]
     values = value if isinstance(value, list) else [value]
     values = [_number(known, each) for each in values]
     problems = [
-        Problem(place=place, given=repr(each), message=f"must be {known.allowed}")
+        Problem(place=place, given=repr(each), message=f"must be {known.allowed}{misread(each)}")
         for each in values
         if not known.accepts(each)
     ]
@@ -132,8 +133,12 @@ def _range(known: Knob, value: Mapping[str, Any], place: str) -> tuple[Domain, l
     if known.low is None or known.high is None:
         message = f"must not be a range; must be {known.allowed}, or a list of those"
         return fallback, [Problem(place=place, given=given, message=message)]
+    raw = dict(value)
+    if "or" in raw:
+        others = raw["or"] if isinstance(raw["or"], list) else [raw["or"]]
+        raw["or"] = [_number(known, each) for each in others]
     try:
-        domain = Range.model_validate(dict(value))
+        domain = Range.model_validate(raw)
     except ValidationError as error:
         return fallback, [
             Problem(place=f"{place}.{problem.place}", given=problem.given, message=problem.message)

@@ -31,14 +31,17 @@ from trainables.training.hparams import HParams, Knob, knobs
 __all__ = ["SearchSpec", "read_spec", "seconds_of", "with_driver"]
 
 
+_AMOUNT = r"\d+(?:\.\d+)?"
+
+
 def _seconds(value: Any) -> Any:
     """`90`, `90s`, `30m`, `1h30m` or `2d` as seconds."""
     if not isinstance(value, str):
         return value
-    parts = re.fullmatch(r"\s*(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?\s*", value)
+    parts = re.fullmatch("".join(rf"(?:({_AMOUNT}){unit})?" for unit in "dhms"), re.sub(r"\s", "", value))
     if not parts or not any(parts.groups()):
-        raise ValueError("must be a time such as 90s, 30m or 1h30m")
-    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+        raise ValueError("must be a time such as 90s, 30m, 1.5h or 1h30m")
+    days, hours, minutes, seconds = (float(part or 0) for part in parts.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
@@ -99,6 +102,7 @@ def _shared(value: str) -> str:
     return value
 
 
+_SMALLER_IS_BETTER = ("val_loss", "train_loss", "epoch_seconds")
 _ELSEWHERE = "elsewhere"
 _STORAGE_VARIABLE = "TRANSFER_SEARCH_STORAGE"
 _TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -316,6 +320,15 @@ class SearchSpec(Section):
         """What a trial can vary, one by one."""
         return knobs(self.hparams)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is allowed, and probably not meant."""
+        return [
+            f"WARNING: search.objective asks to {direction} {metric}; did you mean {opposite}?"
+            for metric, direction in self.search.objective.items()
+            if direction != (opposite := "minimize" if metric in _SMALLER_IS_BETTER else "maximize")
+        ]
+
     def domain(self, name: str) -> Domain:
         """What the knob `name` is drawn from; its default where the spec is silent."""
         return self.space.get(name, Fixed(value=self.default(name)))
@@ -365,7 +378,7 @@ def read_spec(
         problems += problems_of(error, SearchSpec)
         spec = None
     if spec is not None:
-        problems += _cross_checks(spec)
+        problems += _cross_checks(spec) if not space_problems else ()
         problems += _paths_here(spec) if elsewhere else ()
     if problems or spec is None:
         raise SpecError(title, (located(problem, lines) for problem in problems))

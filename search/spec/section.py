@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from types import NoneType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from search.errors import Problem
+from search.spec.wording import reworded, unknown_key
 
-__all__ = ["SECRET", "Section", "problems_of", "unknown_key"]
+__all__ = ["SECRET", "Section", "problems_of"]
 
 SECRET = re.compile(r"://[^/@:]*:[^/@$]+@")
 """A password inside an address."""
@@ -25,7 +25,7 @@ class Section(BaseModel):
 def problems_of(error: ValidationError, model: type[BaseModel]) -> Iterator[Problem]:
     for detail in error.errors():
         place = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "file"
-        message = detail["msg"].removeprefix("Value error, ")
+        message = reworded(detail["type"], place, detail["input"], detail["msg"])
         given: str | None = repr(detail["input"])
         if detail["type"] == "extra_forbidden":
             given, message = None, unknown_key(str(detail["loc"][-1]), _siblings(model, detail["loc"][:-1]))
@@ -33,7 +33,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> Iterator[Prob
             given, message = None, "is missing"
         elif given is not None and (len(given) > 80 or SECRET.search(given) or "must not contain" in message):
             given = None
-        yield Problem(place=place, given=given, message=message[:1].lower() + message[1:])
+        yield Problem(place=place, given=given, message=message)
 
 
 def _siblings(model: Any, place: tuple[int | str, ...]) -> list[str]:
@@ -45,9 +45,3 @@ def _siblings(model: Any, place: tuple[int | str, ...]) -> list[str]:
             return []
         model = annotation
     return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def unknown_key(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"is not a known key; {hint}allowed: {', '.join(known)}"

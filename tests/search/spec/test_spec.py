@@ -67,7 +67,7 @@ def test_paths_are_resolved_where_the_command_runs(folder: Path) -> None:
     [
         ("search.trails=3", "search.trails", "did you mean trials"),
         ("space.learning_rate=0.1", "space.learning_rate", "allowed: backbone"),
-        ("search.trials=many", "search.trials", "integer"),
+        ("search.trials=many", "search.trials", "must be a whole number"),
         ("search.trials=0", "search.trials", "greater than or equal to 1"),
         ("search.time=soon", "search.time", "30m"),
         ("search.sampler=best", "search.sampler", "'tpe'"),
@@ -95,7 +95,7 @@ def test_paths_are_resolved_where_the_command_runs(folder: Path) -> None:
         ("checkpoints=abfs://c@a.example.org/x?client_secret=s", "checkpoints", "must not contain a key"),
         ("data.source=s3://KEY:SECRET@bucket/flowers", "data.source", "must not contain a key"),
         ("tracking.uri=${NOT_SET_ANYWHERE}", "tracking.uri", "NOT_SET_ANYWHERE"),
-        ("name=../escape", "name", "pattern"),
+        ("name=../escape", "name", "made of letters (a to z), digits"),
         ("search.sampler=grid", "space.lr", "needs a step"),
         ("nonsense", "--set", "path.to.key=value"),
     ],
