@@ -16,6 +16,7 @@ from search import __version__
 from search.cli import catalogue, results, running, upkeep, watching
 from search.cli.printing import console, errors
 from search.errors import TransferSearchError
+from search.masking import masked
 
 __all__ = ["app", "entry", "main"]
 
@@ -52,7 +53,9 @@ def _explained() -> Any:
     try:
         yield
     except TransferSearchError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        errors.print(
+            f"error: {masked(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         errors.print("interrupted", style="yellow")
@@ -62,8 +65,8 @@ def _explained() -> Any:
             raise
         logging.getLogger(__name__).exception("unexpected")
         errors.print(
-            f"error: {type(error).__name__}: {error}\nThis is a defect of transfer-search, or of what "
-            "lies under it; set TRANSFER_SEARCH_DEBUG=1 to see where, and report it",
+            f"error: {type(error).__name__}: {masked(str(error))}\nThis is a defect of transfer-search, or "
+            "of what lies under it; set TRANSFER_SEARCH_DEBUG=1 to see where, and report it",
             style="red",
             markup=False,
             highlight=False,

@@ -284,6 +284,13 @@ class Conductor:
         """Whether the trial is handed out and has not ended."""
         return tune_id in self._numbers
 
+    def _learn_runs(self) -> None:
+        """Writes down the runs of trials that had ended before MLflow told them."""
+        for number in self._runless - set(self._numbers.values()):
+            if run := self._run_of(number):
+                self.study.ran_as(number, run)
+                self._runless.discard(number)
+
     def _end(self, tune_id: str, ending: Ending, reason: str = "") -> None:
         number = self._numbers.pop(tune_id)
         self._deadlines.ended(number)
@@ -298,8 +305,10 @@ class Conductor:
         for observer in self._observers:
             observer.trial_ended(number, ending, best, reason)
         run = self._run_of(number, wait=True) if number in self._runless else None
-        self._runless.discard(number)
         self.study.end(number, ending, best, reason, run)
+        if run is not None:
+            self._runless.discard(number)
+        self._learn_runs()
         if ending is not Ending.INTERRUPTED:
             try:
                 self._checkpoints.clear(number)

@@ -21,6 +21,7 @@ from rich.console import Console
 from search.console import progress_bar
 from search.errors import AllFailedAlike
 from search.home import LAUNCHED, Home, is_inside
+from search.masking import MaskingFilter
 from search.run.board import Board
 from search.run.capacity import Capacity
 from search.run.checkpoints import Checkpoints
@@ -311,6 +312,9 @@ def _finish(search: Search, trackers: Sequence[Tracker], outcome: Outcome, conso
             texts={"finalists.txt": text(finalists, search.metric)},
         )
     tracker.close(outcome.value)
+    for number, reason in ((n, reason) for each in trackers for n, reason in each.refusals.items()):
+        told = f"MLflow refuses trial {number}: {reason.splitlines()[0]}"
+        console.print(told, style="yellow", markup=False, soft_wrap=True)
     for left in (each.outbox for each in trackers if any(each.outbox.glob("*.jsonl"))):
         console.print(
             f"MLflow has not taken everything; the rest is kept in {left} and sent by "
@@ -346,6 +350,7 @@ def _driver_log(home: Home) -> Iterator[None]:
     """Sends log records to the home's `driver.log` while the block runs."""
     handler = logging.FileHandler(home.log, encoding="utf-8")
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {home.name} %(name)s: %(message)s"))
+    handler.addFilter(MaskingFilter())
     root = logging.getLogger()
     root.addHandler(handler)
     for name in ("search", "trainables"):

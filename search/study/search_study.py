@@ -369,7 +369,9 @@ class SearchStudy:
             epochs=max(self.told(trial.number), default=int(best["epoch"]) if best else 0),
             best=best,
             params=self.spec.hparams.from_dict(started["hparams"]).active if started else trial.params,
-            mlflow_run_id=trial.user_attrs.get(_RUN) or (told["run"] if told else None),
+            mlflow_run_id=self._study.user_attrs.get(f"{_RUN} {trial.number}")
+            or trial.user_attrs.get(_RUN)
+            or (told["run"] if told else None),
         )
 
     # What happens
@@ -452,7 +454,9 @@ class SearchStudy:
 
     def ran_as(self, number: int, run: str) -> None:
         """Writes down MLflow's run of a trial."""
-        if self._frozen(number).user_attrs.get(_RUN) != run:
+        if number not in self._trials:  # it has ended, and Optuna changes it no more
+            self._study.set_user_attr(f"{_RUN} {number}", run)
+        elif self._frozen(number).user_attrs.get(_RUN) != run:
             self._trials[number].set_user_attr(_RUN, run)
 
     def moved(self, number: int) -> int:

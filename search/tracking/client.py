@@ -30,6 +30,7 @@ __all__ = [
     "ask_server",
     "connect",
     "experiment_stage",
+    "is_refusal",
     "load_mlflow",
     "number_tag",
     "prepared",
@@ -41,6 +42,17 @@ SEARCH_TAG = "transfer_search.search_id"
 STATE_TAG = "state"
 MOVES_TAG = "moves"
 DAMAGE_TAG = "damage"
+
+
+_REFUSALS = (
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "BAD_REQUEST",
+    "NOT_FOUND",
+)
+"""How MLflow says that it will never take something, as of a run that was deleted."""
 
 
 def number_tag(role: str) -> str:
@@ -99,6 +111,16 @@ def prepared(spec: SearchSpec) -> MlflowClient:
             f"MLflow at {spec.tracking.uri} cannot be opened: {type(error).__name__}: {said}; see that it is "
             "right, or give another with --set tracking.uri=…"
         ) from error
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an event failed for good: what it names is gone, or is not allowed. Else MLflow is away."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in _REFUSALS
+    # A damaged event, or files that are gone.
+    return isinstance(error, KeyError | TypeError | ValueError | AttributeError | FileNotFoundError)
 
 
 def refuse(error: Exception, uri: str) -> None:

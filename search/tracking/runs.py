@@ -29,6 +29,7 @@ from search.tracking.client import (
     SEARCH_TAG,
     STATE_TAG,
     all_models,
+    is_refusal,
     number_tag,
     prepared,
     refuse,
@@ -36,7 +37,7 @@ from search.tracking.client import (
 from trainables.record import METRICS, MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
 
 if TYPE_CHECKING:
-    pass
+    from mlflow.entities import LoggedModel
 
 __all__ = ["Runs"]
 
@@ -96,6 +97,11 @@ class Runs:
                 self._client.set_tag(self.parent, STATE_TAG, state)
                 self._client.set_terminated(self.parent, "FINISHED" if state == "FINISHED" else "KILLED")
 
+    def forget(self, number: int) -> None:
+        """Forgets a trial's run, which is then found or made again with its start."""
+        for known in (self._runs, self._places, self._began, self._told, self._params):
+            known.pop(number, None)
+
     def settle(self) -> None:
         """Leaves nothing beside SQLite's file, so that a copy of it alone is whole."""
         if self._spec.tracking_uri.startswith("sqlite:"):
@@ -114,7 +120,7 @@ class Runs:
         try:
             known = self._client.get_experiment_by_name(name)
             experiment = known.experiment_id if known else self._client.create_experiment(name)
-            run = run or self._find_run(experiment, trial=None)
+            run = run if run and self._is_there(run) else self._find_run(experiment, trial=None)
             if run is None:
                 run = self._client.create_run(
                     experiment,
@@ -133,6 +139,17 @@ class Runs:
                 "or give another with --set tracking.uri=…"
             ) from error
         return str(experiment), str(run)
+
+    def _is_there(self, run: str) -> bool:
+        """Whether a run exists and was not deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self._client.get_run(run).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if is_refusal(error):
+                return False
+            raise
 
     def _find_run(self, experiment: str, trial: int | None) -> str | None:
         """The run of a trial (None: the parent) that an earlier driver made, by its tags."""
@@ -225,15 +242,23 @@ class Runs:
         folder = self._home.trial(number)
         if (folder / RECORD_FOLDER).is_dir():
             self._store(self._places[number], folder / RECORD_FOLDER)
-        if (folder / MODEL_FOLDER).is_dir() and not (again and self._has_model(run)):
-            self._log_model(number, run, folder / MODEL_FOLDER)
+        if (folder / MODEL_FOLDER).is_dir():
+            self._log_model(number, run, folder / MODEL_FOLDER, again=again)
 
-    def _has_model(self, run: str) -> bool:
-        known = all_models(self._client, self.experiment, f"source_run_id = '{run}'")
-        return any(model.status == "READY" for model in known)
+    def _known_model(self, run: str) -> LoggedModel | None:
+        """The model that a run has: a whole one, or one that was made and never finished."""
+        known = list(all_models(self._client, self.experiment, f"source_run_id = '{run}'"))
+        whole = [model for model in known if model.status == "READY"]
+        pending = [model for model in known if model.status != "READY"]
+        for other in pending[0 if whole else 1 :]:
+            self._client.delete_logged_model(other.model_id)
+        return next(iter([*whole, *pending]), None)
 
-    def _log_model(self, number: int, run: str, delta: Path) -> None:
-        model = self._client.create_logged_model(
+    def _log_model(self, number: int, run: str, delta: Path, *, again: bool) -> None:
+        model = self._known_model(run) if again else None
+        if model is not None and model.status == "READY":
+            return
+        model = model or self._client.create_logged_model(
             self.experiment,
             name=self._title(number).replace(".", "_"),  # MLflow allows no dot there
             source_run_id=run,

@@ -16,8 +16,10 @@ import queue
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,21 +29,41 @@ from sqlalchemy.event import listen
 
 from search.errors import Refused, TransferSearchError
 from search.home import Home
+from search.masking import MaskingFilter, masked
 from search.spec.search_spec import read_spec
 from search.study.storage import write_ahead
-from search.tracking.client import load_mlflow
+from search.tracking.client import is_refusal, load_mlflow
+from search.tracking.outbox import Outbox
 from search.tracking.runs import Runs
-from search.tracking.tracker import outbox_file
 
 __all__ = ["Sender", "main"]
 
 log = logging.getLogger("search.tracking.sender")
 
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
+_REFUSED_TIMES = 2
+"""How often what MLflow refuses is sent again: it may have been said of a moment."""
+_LAST_SECONDS = 10.0
+"""How long a sender that nobody listens to stays at what it is sending."""
+
+Event = dict[str, Any]
+
+
+@dataclass
+class _Delay:
+    """Why a trial's events, or those of the search, wait."""
+
+    until: float = 0.0
+    attempts: int = 0
+    refused: int = 0
+    is_fresh: bool = False  # a run was made again for it
 
 
 class Sender:
-    """Sends events one by one, starts first, each again and again where MLflow is away.
+    """Sends events in the order of each trial, starts first.
+
+    What MLflow is away for is sent again and again, and meanwhile the events of other trials. Of a trial that
+    it refuses the run is made again from the outbox; what it refuses then too is set aside, and named.
 
     Args:
         runs: writes them.
@@ -51,59 +73,151 @@ class Sender:
 
     def __init__(self, runs: Runs, home: Home, answer: Callable[[str, Any], None]) -> None:
         self._runs = runs
-        self._home = home
+        self._outbox = Outbox(home.outbox)
         self._answer = answer
-        self._arrived: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._ended = threading.Event()
-        self._away = threading.Event()
+        self._is_away = False
+        self._delays: dict[int | None, _Delay] = {}
+        self._aside: set[int | None] = set()
 
     def receive(self, lines: Iterable[str]) -> None:
         """Takes events until `lines` end; then `send` ends after the event that it is at."""
-        for line in lines:
-            event = json.loads(line)
-            if event["event"] == "start" and self._away.is_set():
-                self._answer(f"run {event['trial']}", None)  # nobody need wait for it
-            self._arrived.put(event)
-        self._ended.set()
-        self._arrived.put(None)
+        try:
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                    kind = event["event"]
+                except (ValueError, TypeError, KeyError):
+                    log.warning("a line that is no event: %.80s", line)  # torn: the search has just died
+                    continue
+                if kind == "start" and self._is_away:
+                    self._answer(f"run {event['trial']}", None)  # nobody need wait for it
+                self._arrived.put(event)
+        finally:
+            self._ended.set()
+            self._arrived.put(None)
 
     def send(self) -> None:
         """Sends until the input has ended."""
-        waiting: list[dict[str, Any]] = []
+        waiting: list[Event] = []
         while not self._ended.is_set():
-            waiting = _ordered(waiting + self._taken(block=not waiting))
-            if waiting and not self._ended.is_set():
-                self._write(waiting.pop(0))
+            due = self._due(waiting)
+            waiting = _ordered(waiting + self._taken(waiting, due))
+            due = self._due(waiting)
+            if due is not None and not self._ended.is_set():
+                waiting = self._sent(waiting.pop(due), waiting)
 
-    def _taken(self, *, block: bool) -> list[dict[str, Any]]:
-        events = [self._arrived.get()] if block else []
+    def _taken(self, waiting: list[Event], due: int | None) -> list[Event]:
+        """What has arrived; waits for it where nothing else is to be done."""
+        events: list[Event | None] = []
+        if due is None:
+            delays = [self._delays.get(event.get("trial")) for event in waiting]
+            until = min((delay.until for delay in delays if delay is not None), default=None)
+            pause = None if until is None else max(0.01, until - time.monotonic())
+            with suppress(queue.Empty):
+                events.append(self._arrived.get(timeout=pause))
         while not self._arrived.empty():
             events.append(self._arrived.get())
         return [event for event in events if event is not None]
 
-    def _write(self, event: Mapping[str, Any]) -> None:
-        attempt = 0
-        while event["event"] != "flush":
-            try:
-                self._runs.write(event if attempt == 0 else {**event, "replayed": True})
-                break
-            except Exception as error:
-                pause = _RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]
-                log.warning("MLflow did not take %s: %s; again in %gs", event["event"], error, pause)
-                attempt += 1
-                if event["event"] == "start":
-                    self._answer(f"run {event['trial']}", None)
-                self._away.set()
-                if self._ended.wait(pause):
-                    return
-        self._away.clear()
+    def _due(self, waiting: list[Event]) -> int | None:
+        """The place of the first event that need not wait; a flush waits for all before it."""
+        now = time.monotonic()
+        for place, event in enumerate(waiting):
+            if event["event"] == "flush":
+                return place if place == 0 else None
+            delay = self._delays.get(event.get("trial"))
+            if delay is None or delay.until <= now:
+                return place
+        return None
+
+    def _sent(self, event: Event, rest: list[Event]) -> list[Event]:
+        """Sends an event; returns what waits then."""
+        trial = event.get("trial")
+        if event["event"] == "flush":
+            self._answer(event["answer"], True)
+            return rest
+        if trial in self._aside and event["event"] != "start":
+            return rest
+        try:
+            delay = self._delays.get(trial)
+            self._runs.write(event if delay is None else {**event, "replayed": True})
+        except Exception as error:
+            return self._failed(event, error, rest)
+        self._written(event)
+        return rest
+
+    def _written(self, event: Event) -> None:
+        trial = event.get("trial")
+        delay = self._delays.get(trial)
+        if delay is not None and not delay.is_fresh:
+            del self._delays[trial]
+        elif delay is not None:
+            delay.attempts = delay.refused = 0
+        if self._is_away:
+            self._is_away = False
+            self._answer("away", None)
         match event["event"]:
             case "start":
-                self._answer(f"run {event['trial']}", self._runs.of(event["trial"]))
+                self._aside.discard(trial)
+                self._answer(f"run {trial}", self._runs.of(event["trial"]))
             case "end":
-                outbox_file(self._home, event["trial"]).unlink(missing_ok=True)
-            case "flush":
-                self._answer(event["answer"], True)
+                self._outbox.acknowledge(event["trial"])
+                self._delays.pop(trial, None)
+                self._aside.add(trial)  # what is told of it once more, until it starts again, is known
+                self._answer("heard", True)
+            case _:
+                self._answer("heard", True)
+
+    def _failed(self, event: Event, error: Exception, rest: list[Event]) -> list[Event]:
+        trial = event.get("trial")
+        delay = self._delays.setdefault(trial, _Delay())
+        said = masked(f"{type(error).__name__}: {error}")
+        if event["event"] == "start":
+            self._answer(f"run {trial}", None)
+        if is_refusal(error):
+            delay.refused += 1
+            if delay.refused > _REFUSED_TIMES:
+                return self._refused(event, said, rest)
+        elif not self._is_away:
+            self._is_away = True
+            self._answer("away", said)
+        pause = _RETRY_SECONDS[min(delay.attempts, len(_RETRY_SECONDS) - 1)]
+        log.warning("MLflow did not take %s of %s: %s; again in %gs", *_whole(event, said), pause)
+        delay.attempts += 1
+        delay.until = time.monotonic() + pause
+        place = next((at for at, each in enumerate(rest) if each.get("trial") == trial), len(rest))
+        flush = next((at for at, each in enumerate(rest) if each["event"] == "flush"), len(rest))
+        rest.insert(min(place, flush), event)
+        return rest
+
+    def _refused(self, event: Event, said: str, rest: list[Event]) -> list[Event]:
+        """Makes the run of a refused event again, from all that is known of it; else sets it aside."""
+        trial = event.get("trial")
+        if trial is None:
+            log.error("MLflow refuses %s of the search: %s; it is left out", event["event"], said)
+            del self._delays[trial]
+            return rest
+        others = [each for each in rest if each.get("trial") != trial]
+        delay = self._delays[trial]
+        if not delay.is_fresh:
+            log.warning("MLflow refuses %s of %s: %s; its run is made again", *_whole(event, said))
+            self._runs.forget(trial)
+            self._delays[trial] = _Delay(is_fresh=True)
+            again = [{**each, "replayed": True} for each in self._outbox.events(trial)[0]]
+            if any(each["event"] == "start" for each in again):
+                return _ordered([*again, *others])
+        log.error("MLflow refuses %s of %s: %s; what it was to be told is set aside", *_whole(event, said))
+        self._outbox.refuse(trial, said)
+        self._answer(f"refused {trial}", said)
+        self._aside.add(trial)
+        del self._delays[trial]
+        return others
+
+
+def _whole(event: Event, said: str) -> tuple[str, str, str]:
+    return event["event"], f"trial {event['trial']}" if "trial" in event else "the search", said
 
 
 def _answer(answers: TextIO, name: str, value: Any) -> None:
@@ -117,7 +231,7 @@ def _answer(answers: TextIO, name: str, value: Any) -> None:
 
 def _ordered(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Starts first, then the rest in order, with the epochs of a trial together, in its end if that came."""
-    starts: list[dict[str, Any]] = []
+    starts: list[Event] = []
     rest: list[dict[str, Any]] = []
     open_epochs: dict[int, dict[str, Any]] = {}
     for event in events:
@@ -160,12 +274,61 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints is no answer
     listen(Engine, "connect", _connected)
     load_mlflow(whole=True)  # while the search does other things
-    opening = json.loads(sys.stdin.readline() or "null")
+    try:
+        opening = json.loads(sys.stdin.readline() or "null")
+    except ValueError:
+        return  # torn: the search has just died
     if opening is None:
         return
     home = Home(Path(opening["home"]))
     logging.basicConfig(format=f"%(asctime)s %(levelname)s {home.name} %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(MaskingFilter())
+    lines = _Lines(sys.stdin)
     with FileLock(home.outbox / ".sender.lock"):
+        runs = _opened(opening, home, answer, lines.ended)
+        if runs is None:
+            return
+        gc.freeze()  # MLflow's imports stay; what is collected from here on are events
+        sender = Sender(runs, home, answer)
+        threading.Thread(target=sender.receive, args=(lines,), daemon=True).start()
+        sender.send()
+        runs.settle()
+        os._exit(0)  # the search waits for this process, and Python would take a second to undo its imports
+
+
+class _Lines:
+    """The lines of a stream, read as they come; this process ends soon after they do.
+
+    Whatever it is doing then, the outbox has it: so a search that died leaves nobody who could be in the way
+    of the next driver.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.ended = threading.Event()
+        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, args=(stream,), daemon=True).start()
+
+    def _read(self, stream: TextIO) -> None:
+        for line in stream:
+            self._queue.put(line)
+        self._queue.put(None)
+        self.ended.set()
+        time.sleep(_LAST_SECONDS)
+        os._exit(1)
+
+    def __iter__(self) -> Iterator[str]:
+        while (line := self._queue.get()) is not None:
+            yield line
+
+
+def _opened(
+    opening: Event, home: Home, answer: Callable[[str, Any], None], ended: threading.Event
+) -> Runs | None:
+    """The search's runs; of one whose run is known, as soon as MLflow is there. None where nobody waits."""
+    known = opening["parent"] and opening.get("experiment")
+    attempt = 0
+    while not ended.is_set():
         try:
             runs = Runs(
                 read_spec(opening["spec"]),
@@ -174,19 +337,20 @@ def main() -> None:
                 role=opening["role"],
                 parent=opening["parent"],
             )
-        except Refused as error:
-            answer("opened", {"refused": str(error)})
-            return
         except TransferSearchError as error:
-            answer("opened", {"error": str(error)})
-            return
-        gc.freeze()  # MLflow's imports stay; what is collected from here on are events
+            said = masked(str(error))
+            if not known:
+                answer("opened", {"refused" if isinstance(error, Refused) else "error": said})
+                return None
+            answer("away", said)
+            log.warning("%s", said)
+            ended.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
+            attempt += 1
+            continue
         answer("opened", {"parent": runs.parent, "experiment": runs.experiment})
-        sender = Sender(runs, home, answer)
-        threading.Thread(target=sender.receive, args=(sys.stdin,), daemon=True).start()
-        sender.send()
-        runs.settle()
-        os._exit(0)  # the search waits for this process, and Python would take a second to undo its imports
+        answer("away", None)
+        return runs
+    return None
 
 
 if __name__ == "__main__":

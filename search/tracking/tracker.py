@@ -1,20 +1,23 @@
 """What MLflow is told, behind the search's back and never lost.
 
 Every event is first appended to the trial's file in the home's outbox, then handed to a sender, a process
-of its own (`search.sender`), since MLflow's client would otherwise take turns with the search. A trial's
-file is removed when MLflow has acknowledged its end. A search whose driver or sender was killed, or whose
-server was away, is made whole by sending what is left: sending twice does no harm.
+of its own (`search.tracking.sender`), since MLflow's client would otherwise take turns with the search. A
+trial's file is removed when MLflow has acknowledged its end. A search whose driver or sender was killed, or
+whose server was away, is made whole by sending what is left: sending twice does no harm. No search waits for
+MLflow, but a new one for its parent run.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import queue
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,13 +26,20 @@ from search.home import Home
 from search.processes import environment, python
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import Assignment, Ending, SearchStudy
+from search.tracking.outbox import Outbox
+from trainables.files.sealed import Damaged
+from trainables.files.trial_folder import Epochs, read_epochs
 
 __all__ = ["Sender", "Tracker", "ready_sender"]
 
 log = logging.getLogger(__name__)
 
 _OPEN_SECONDS = 120.0
-_START_SECONDS = 30.0
+_END_SECONDS = 10.0
+_RUN_SECONDS = 2.0
+_QUIET_SECONDS = 20.0
+"""How long the end of a search waits for a sender from which nothing is heard."""
+_FULL_SECONDS = 2.0
 
 
 Sender: TypeAlias = subprocess.Popen[str]
@@ -58,11 +68,39 @@ def ready_sender(home: Home) -> Iterator[Sender]:
             process.kill()  # it has ended already where a tracker used it
 
 
+class _Line:
+    """The way to one sender; whoever says something does not wait for it to listen."""
+
+    def __init__(self, process: Sender) -> None:
+        self.process = process
+        self.is_broken = False
+        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._pass_on, name="to the sender", daemon=True).start()
+
+    def say(self, event: Mapping[str, Any]) -> None:
+        self._queue.put(json.dumps(event) + "\n")
+
+    def hang_up(self) -> None:
+        """Ends the sender's input after what was said."""
+        self._queue.put(None)
+
+    def _pass_on(self) -> None:
+        assert self.process.stdin is not None
+        try:
+            while (line := self._queue.get()) is not None:
+                self.process.stdin.write(line)
+                self.process.stdin.flush()
+        except (OSError, ValueError):
+            self.is_broken = True
+        with suppress(OSError):  # it has died, with a line unsent
+            self.process.stdin.close()
+
+
 class Tracker:
     """Tells MLflow of one search; an `Observer` of its trials.
 
-    The sender starts at once and opens the parent run while the caller does other work; `replay` waits
-    for it.
+    The sender starts at once and opens the parent run while the caller does other work; `open` waits for
+    that, unless the study knows the run already.
 
     Args:
         spec: the search's spec, already launched.
@@ -83,67 +121,105 @@ class Tracker:
         sender: Sender | None = None,
     ) -> None:
         self._home = home
+        self._outbox = Outbox(home.outbox)
         self._study = study
         self._is_part = within is not None
+        known = study if within is None else within._study
         self._search = {
             "spec": spec.to_yaml(),
             "home": str(home.root),
             "search_id": study.search_id,
             "role": study.role,
-            "parent": None if within is None else within._study.parent_run,
+            "parent": known.parent_run,
+            "experiment": known.experiment,
         }
         self._answers: dict[str, Any] = {}
+        self._heard = 0
         self._changed = threading.Condition()
         self._asked = 0
+        self._waited_in_vain = -1
         self._use(sender or _started(home))
 
     # The sender
 
     def _use(self, sender: Sender) -> None:
-        self._process = sender
-        threading.Thread(target=self._listen, args=(self._process,), name="mlflow", daemon=True).start()
-        self._send({"event": "open", **self._search})
+        self._line = _Line(sender)
+        threading.Thread(target=self._listen, args=(sender,), name="mlflow", daemon=True).start()
+        self._line.say({"event": "open", **self._search})
 
-    def _listen(self, process: subprocess.Popen[str]) -> None:
+    def _listen(self, process: Sender) -> None:
         assert process.stdout is not None
         for line in process.stdout:
+            try:
+                answer = json.loads(line)
+            except ValueError:
+                continue  # torn: it has just died
             with self._changed:
-                self._answers.update(json.loads(line))
+                self._answers.update(answer)
+                self._heard += any(told for name, told in answer.items() if name != "away")
                 self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
 
-    def _send(self, event: Mapping[str, Any]) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(event) + "\n")
-        self._process.stdin.flush()
-
     def _tell(self, event: Mapping[str, Any]) -> None:
         """Hands an event to the sender; to a new one, with all that is left, where that has died."""
-        try:
-            self._send(event)
-        except OSError:
-            log.warning("the process that sends to MLflow has ended; starting another")
-            self._use(_started(self._home))
-            self._send_outbox()
-            if "trial" not in event:
-                self._send(event)
+        if not self._line.is_broken and self._line.process.poll() is None:
+            self._line.say(event)
+            return
+        log.warning("the process that sends to MLflow has ended; starting another")
+        self._use(_started(self._home))
+        self._send_outbox()
+        if "trial" not in event:
+            self._line.say(event)
 
-    def _answer(self, name: str, timeout: float) -> Any:
-        """What the sender says of `name`; None where it says nothing in time, or has died."""
-        process = self._process
+    def _answer(self, name: str, timeout: float, quiet: float | None = None) -> Any:
+        """What the sender says of `name`; None where it says nothing in time, or has died.
+
+        Args:
+            name: of the answer.
+            timeout: seconds in all.
+            quiet: seconds without a word of it; None: `timeout`.
+        """
+        process, until = self._line.process, time.monotonic() + timeout
         with self._changed:
-            self._changed.wait_for(
-                lambda: name in self._answers or process.poll() is not None, timeout=timeout
-            )
+            while name not in self._answers and process.poll() is None:
+                heard = self._heard
+                left = min(until - time.monotonic(), quiet or timeout)
+                if left <= 0 or not self._changed.wait_for(
+                    lambda heard=heard: self._heard != heard or process.poll() is not None,  # type: ignore[misc]
+                    timeout=left,
+                ):
+                    break
             return self._answers.get(name)
 
-    def _send_outbox(self) -> bool:
-        files = sorted(self._home.outbox.glob("*.jsonl"))
-        for file in files:
-            for event in _events(file):
-                self._send({**event, "replayed": True})
-        return bool(files)
+    def _send_outbox(self) -> None:
+        """Sends what is left, and what a crash or a disk may have taken from it."""
+        for number in self._outbox.numbers():
+            events, damaged = self._outbox.events(number)
+            kinds = [event["event"] for event in events]
+            begun = self._study.begun(number)
+            if "start" not in kinds and begun is not None:
+                events.insert(0, self._start(begun, again=True))
+            if damaged:
+                ends = [event for event in events if event["event"] == "end"]
+                others = [event for event in events if event["event"] != "end"]
+                events = [*others, *self._retold(number), *ends]
+            for event in events:
+                self._line.say({**event, "replayed": True})
+
+    def _retold(self, number: int) -> list[dict[str, Any]]:
+        """A trial's epochs as its folder and the study know them; MLflow takes those that it lacks."""
+        told = self._study.told(number)
+        return [
+            _epoch(number, epoch, known) for epoch, known in self._recorded(number).items() if epoch in told
+        ]
+
+    def _recorded(self, number: int) -> Epochs:
+        try:
+            return read_epochs(self._home.trial(number))
+        except Damaged as damage:
+            log.warning("%s %d: %s", self._study.role, number, damage)
+            return {}
 
     # The search
 
@@ -152,14 +228,21 @@ class Tracker:
         """Where what MLflow has not taken is kept."""
         return self._home.outbox
 
+    @property
+    def refusals(self) -> Mapping[int, str]:
+        """What MLflow refused for good, by trial, and why."""
+        return self._outbox.refusals()
+
     def open(self) -> None:
-        """Waits for the parent run.
+        """Waits for the parent run where the study does not know it yet.
 
         Raises:
             Refused: if MLflow does not know the user.
             TrackingError: if MLflow cannot be written.
         """
-        opened = self._answer("opened", _OPEN_SECONDS) or {"error": self._silence()}
+        if self._search["parent"] and self._search["experiment"]:
+            return
+        opened = self._answer("opened", _OPEN_SECONDS) or {"error": f"no answer; see {self._home.log}"}
         if "refused" in opened:
             raise Refused(opened["refused"])
         if "error" in opened:
@@ -167,30 +250,25 @@ class Tracker:
         if (self._study.parent_run, self._study.experiment) != (opened["parent"], opened["experiment"]):
             self._study.parent_run, self._study.experiment = opened["parent"], opened["experiment"]
 
-    def _silence(self) -> str:
-        """Why the sender does not answer, as far as it is known."""
-        code = self._process.poll()
-        if code is None:
-            return f"MLflow at {self._study.spec.tracking.uri} has not answered for {_OPEN_SECONDS:g} s"
-        said = self._home.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return f"the process that writes to MLflow ended at once (exit code {code}): {' '.join(said[-1:])}"
-
-    def replay(self, timeout: float = 60.0) -> None:
-        """Opens the run, and waits up to `timeout` seconds for what an earlier driver left to be sent.
+    def replay(self) -> None:
+        """Opens the run, and sends what an earlier driver left.
 
         Raises:
             Refused, TrackingError: as `open`.
         """
         self.open()
-        if self._send_outbox():
-            self.flush(timeout)
+        self._send_outbox()
 
     def flush(self, timeout: float) -> bool:
-        """Waits until all that was told is sent; False where MLflow does not take it in time."""
+        """Waits until all that was told is sent; False where MLflow does not take it in time.
+
+        Nobody waits for a sender from which nothing is heard, or that says that MLflow is away.
+        """
         self._asked += 1
         name = f"flushed {self._asked}"
         self._tell({"event": "flush", "answer": name})
-        return bool(self._answer(name, timeout))
+        quiet = _QUIET_SECONDS if not self._answers.get("away") else _RUN_SECONDS
+        return bool(self._answer(name, timeout, quiet))
 
     def summarize(
         self,
@@ -212,57 +290,66 @@ class Tracker:
             }
         )
 
-    def close(self, state: str, timeout: float = 60.0) -> bool:
+    def close(self, state: str, timeout: float = 600.0) -> bool:
         """Sends the rest, ends the parent run and the sender; False if something is left."""
         sent = self.flush(timeout)
         if sent and not self._is_part:
             self._tell({"event": "close", "state": state})
             sent = self.flush(timeout)
+        opened = self._answers.get("opened", {})
+        if not self._is_part and opened.get("parent", self._study.parent_run) != self._study.parent_run:
+            self._study.parent_run = opened["parent"]  # somebody deleted the one before
         self.abort()
-        return sent
+        return sent and not self.refusals
 
     def abort(self) -> None:
         """Ends the sender after what it is sending now; what is left stays in the outbox."""
-        assert self._process.stdin is not None
+        self._line.hang_up()
         try:
-            self._process.stdin.close()
-        except OSError:
-            pass  # it has died, with a line unsent
-        try:
-            self._process.wait(_START_SECONDS)
+            self._line.process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._line.process.kill()
+            self._line.process.wait()
 
     # What the conductor tells
 
     def run_of(self, number: int, *, wait: bool = False) -> str | None:
-        """The MLflow run of a trial that has started; None as long as MLflow has not answered, or is away."""
+        """The MLflow run of a trial that has started; None as long as MLflow has not answered, or is away.
+
+        Where waiting was in vain, nobody waits again until the sender has been heard.
+        """
         name = f"run {number}"
-        run = self._answer(name, _START_SECONDS) if wait else self._answers.get(name)
+        if wait and name not in self._answers and self._heard != self._waited_in_vain:
+            if self._answer(name, _RUN_SECONDS) is None:
+                self._waited_in_vain = self._heard
+        run = self._answers.get(name)
         return None if run is None else str(run)
 
     def trial_started(self, assignment: Assignment, again: bool = False) -> None:
         """Opens the trial's run, whose id `run_of` then knows.
 
         Where MLflow is away the run is opened later, from the outbox, and found by its tags. So is a
-        run that may be there already: of a trial that was begun before, or that is told `again`.
+        run that may be there already: of a trial that was begun before, or that is told `again`. Of such a
+        trial the epochs are told once more, since a crash may have taken what was said of them.
         """
-        number = assignment.number
-        self._put(
-            {
-                "event": "start",
-                "trial": number,
-                "at": int(time.time() * 1000),
-                "begun": assignment.begun,
-                "replayed": again,
-                "params": assignment.hparams.active,
-                "tags": self._study.tags(number),
-            }
-        )
+        self._put(self._start(assignment, again=again))
+        if assignment.begun or again:
+            for event in self._retold(assignment.number):
+                self._put(event)
+
+    def _start(self, assignment: Assignment, *, again: bool) -> dict[str, Any]:
+        return {
+            "event": "start",
+            "trial": assignment.number,
+            "at": int(time.time() * 1000),
+            "begun": assignment.begun,
+            "replayed": again,
+            "params": assignment.hparams.active,
+            "tags": self._study.tags(assignment.number),
+        }
 
     def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        self._put({"event": "epoch", "trial": number, "epoch": epoch, "metrics": dict(metrics)})
+        self._put(_epoch(number, epoch, metrics))
 
     def attempt_failed(self, number: int, reason: str) -> None:
         self._put({"event": "failed", "trial": number, "reason": reason})
@@ -286,22 +373,17 @@ class Tracker:
         )
 
     def _put(self, event: Mapping[str, Any]) -> None:
-        with outbox_file(self._home, event["trial"]).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        while True:
+            try:
+                self._outbox.add(event)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                log.warning("the disk of %s is full; waiting until there is room", self.outbox)
+                time.sleep(_FULL_SECONDS)
         self._tell(event)
 
 
-def outbox_file(home: Home, number: int) -> Path:
-    """Where a trial's events are kept until MLflow has acknowledged its end."""
-    return home.outbox / f"{number:05d}.jsonl"
-
-
-def _events(file: Path) -> list[dict[str, Any]]:
-    """What a file of the outbox holds; a last line torn by a crash was never seen by anybody."""
-    events = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            log.warning("the outbox file %s has a torn line; it is left out", file)
-    return events
+def _epoch(number: int, epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    return {"event": "epoch", "trial": number, "epoch": epoch, "metrics": dict(metrics)}
