@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from search.errors import BadInput, SpecError
 from search.home import Home
+from search.run.launch import _created
 from search.run.preflight import refusals
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study import space
@@ -72,13 +73,11 @@ def _made(name: str) -> Home:
     return home
 
 
-def test_a_second_opening_enqueues_nothing_more(folder: Path) -> None:
+def test_a_launch_enqueues_them_and_a_second_opening_nothing_more(folder: Path) -> None:
     earlier("old", [(params(0.02), 0.9)])
     home = _made("new")
-    start = start_of(new(), home)
-    assert start is not None
-    SearchStudy.create(new(), home, start=list(start.trials.values()))
-    home.spec.write_text(new().to_yaml())
+    with _created(new(), home):
+        home.spec.write_text(new().to_yaml())
     study = SearchStudy.create(new(), home)
     waiting = study._study.get_trials(states=(TrialState.WAITING,))
     assert [trial.system_attrs["fixed_params"]["lr"] for trial in waiting] == [2e-3, 0.02]
