@@ -85,7 +85,7 @@ class Board:
             "label": self._label(assignment.number),
             "state": "RUNNING",
             "epoch": 0,
-            "epochs": assignment.hparams.max_epochs,
+            "epochs": assignment.hparams.epochs,
             "value": None,
             "params": assignment.hparams.active,
         }

@@ -132,7 +132,7 @@ class Conductor:
         number = assignment.number
         self._numbers[tune_id] = number
         self._handed_out = time.monotonic()
-        self._max_epochs[number] = assignment.hparams.max_epochs
+        self._max_epochs[number] = assignment.hparams.epochs
         self._told[number] = set(self.study.told(number))
         self._deadlines.handed_out(assignment)
         for observer in self._observers:

@@ -173,17 +173,26 @@ def _unread(domains: Mapping[str, Domain], knobs: Mapping[str, Knob]) -> Iterato
 
 
 def _reachable(name: str, domains: Mapping[str, Domain], knobs: Mapping[str, Knob]) -> bool:
-    for other, allowed in knobs[name].when.items():
+    """Whether some trial could read the knob."""
+
+    def possible(other: str, any_of: tuple[Any, ...]) -> set[Any]:
+        # Of a range, which no condition is made of, the values that are asked about.
         match domains.get(other, Fixed(value=knobs[other].default)):
             case Fixed(value=value):
-                possible: tuple[Any, ...] = (value,)
+                return {value}
             case Choice(values=values):
-                possible = values
+                return set(values)
             case Range():
-                possible = allowed
-        if not set(possible) & set(allowed) or not _reachable(other, domains, knobs):
+                return set(any_of)
+
+    known = knobs[name]
+    for other, allowed in known.when.items():
+        if not possible(other, allowed) & set(allowed) or not _reachable(other, domains, knobs):
             return False
-    return True
+    return not known.unless or any(
+        not _reachable(other, domains, knobs) or possible(other, values) - set(values)
+        for other, values in known.unless.items()
+    )
 
 
 def points(domain: Domain) -> int:

@@ -121,7 +121,7 @@ class FinalistStudy(SearchStudy):
         best = {record.number: record.best or {} for record in search.records()}
         chosen = candidates(search)
         trial_seconds = [
-            hparams.max_epochs * best[number].get("epoch_seconds", 0.0) for number, hparams in chosen.items()
+            hparams.epochs * best[number].get("epoch_seconds", 0.0) for number, hparams in chosen.items()
         ]
         left = self.progress().left
         seconds = left * statistics.fmean(trial_seconds) / min(workers, max(1, left))

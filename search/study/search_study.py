@@ -468,13 +468,19 @@ class SearchStudy:
     def report(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Tells Optuna an epoch's value, and returns whether its pruner would stop the trial."""
         trial = self._trials[number]
-        if self.spec.multi_objective:  # Optuna takes no reports then
+        # Optuna takes no reports with several objectives. And the value of a head that was solved for is its
+        # last: among those that others have after their first epoch it would prune them.
+        if self.spec.multi_objective or self._is_solved(number):
             trial.set_user_attr(_EPOCHS, sorted(self.told(number) | {epoch}))
             return False
         (metric,) = self.spec.search.objective
         if epoch not in self.told(number):
             trial.report(metrics[metric], epoch)
         return trial.should_prune()
+
+    def _is_solved(self, number: int) -> bool:
+        begun = self.begun(number)
+        return begun is not None and begun.hparams.strategy == "probe" and begun.hparams.head_is_solved
 
     def end(
         self,

@@ -7,6 +7,7 @@ trial pruned after one epoch never pays for the second view.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import timm
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.files.cache import Cache, digest
 from trainables.modality import Examples, Policy
@@ -22,6 +23,7 @@ from trainables.seeds import derived_seed, sample_seeds
 from trainables.training.ahead import ahead, placed
 from trainables.training.inference import engine, fast_passes
 from trainables.training.model import TransferModel
+from trainables.training.stages import StagedTrunk
 
 __all__ = ["FrozenFeatures"]
 
@@ -80,8 +82,10 @@ class FrozenFeatures:
         return features.to(self.device)
 
     def _key(self, chunk: Tensor, number: int) -> str:
+        stages = {"stages": self.model.stages} if self.model.stages else {}
         return digest(
             {
+                **stages,
                 "code": _CODE_VERSION,
                 "libraries": [torch.__version__, torchvision.__version__, timm.__version__],
                 "trunk": self.trunk_key,
@@ -101,6 +105,8 @@ class FrozenFeatures:
 
     def _features(self, chunk: Tensor, number: int) -> Tensor:
         trunk = self.model.trunk
+        if self.model.stages:
+            trunk = _staged(trunk, self.model.stages)
         parts = []
         with torch.no_grad():
             for (inputs,) in ahead(self._drawn(chunk, number), self.device):
@@ -119,6 +125,12 @@ class FrozenFeatures:
             else:  # what a metric is computed of has the same examples on every device
                 examples = placed(self.examples[batch], self.device)
             yield (self.policy(examples, seeds),)
+
+
+@functools.lru_cache(maxsize=4)
+def _staged(trunk: nn.Module, stages: tuple[str, ...]) -> StagedTrunk:
+    """The same for every trial, so that what is prepared of it once serves all."""
+    return StagedTrunk(trunk, stages)
 
 
 def _arithmetic(device: torch.device) -> str:

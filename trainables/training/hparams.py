@@ -17,6 +17,7 @@ __all__ = ["TRUNK_TRAINS", "HParams", "Knob", "Rows", "is_active", "knob", "knob
 TRUNK_TRAINS = ("partial", "full", "lp_ft")
 """The strategies that train at least a part of the trunk at some time."""
 
+SOLVERS = ("gradient", "ridge", "logistic")
 REGULARISERS = ("none", "l2_sp", "delta", "bss")
 
 
@@ -34,6 +35,7 @@ class Knob:
         integer: whether the number must be whole.
         when: knob names and the values they must have for this knob to be read.
         rows: the shape of a knob that is a table; a spec then gives the number of rows to sample.
+        unless: knob names and values; where all of them hold (and are read), this knob is not read.
         space: what `space: default` samples, in the spec's own notation; `None`: the default alone.
     """
 
@@ -47,6 +49,7 @@ class Knob:
     integer: bool = False
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     rows: Rows | None = None
+    unless: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     space: Any = None
 
     @property
@@ -66,9 +69,8 @@ class Knob:
     @property
     def condition(self) -> str:
         """When the knob is read, in words; empty if always."""
-        return " and ".join(
-            f"{name} is " + " or ".join(map(str, values)) for name, values in self.when.items()
-        )
+        told = [_told(self.when)] if self.when else []
+        return " and ".join(told + ([f"not ({_told(self.unless)})"] if self.unless else []))
 
     def accepts(self, value: Any) -> bool:
         """Whether `value` is allowed, whatever the other knobs are."""
@@ -110,6 +112,10 @@ class Rows:
         )
 
 
+def _told(condition: Mapping[str, tuple[Any, ...]]) -> str:
+    return " and ".join(f"{name} is " + " or ".join(map(str, values)) for name, values in condition.items())
+
+
 def knob(default: Any, doc: str, **known: Any) -> Any:
     """A field of `HParams` that carries its own `Knob`."""
     return field(default=default, metadata={"doc": doc, **known})
@@ -117,6 +123,8 @@ def knob(default: Any, doc: str, **known: Any) -> Any:
 
 WHILE_TRUNK_TRAINS = {"strategy": TRUNK_TRAINS}
 """The condition of a knob that is read where at least a part of the trunk trains."""
+_SOLVED = {"strategy": ("probe",), "solver": SOLVERS[1:]}
+"""A head that is solved takes no steps: nothing that is about steps is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +147,13 @@ class HParams:
         "`pretrained`, `none` (random), or the path of a state dict or safetensors file.",
     )
 
+    features: str = knob(
+        "last",
+        "What of the trunk the head reads: its `last` features, or the pooled outputs of its `stages`.",
+        choices=("last", "stages"),
+        space=["last", "stages"],
+    )
+
     # What is trained
     strategy: str = knob(
         "probe",
@@ -146,6 +161,14 @@ class HParams:
         "`lp_ft`: probe first, then unfreeze.",
         choices=("probe", *TRUNK_TRAINS),
         space=["probe", "partial", "full", "lp_ft"],
+    )
+    head: str = knob("linear", "The classifier on top.", choices=("linear", "mlp"))
+    solver: str = knob(
+        "gradient",
+        "How a head on a frozen trunk is found: in steps (`gradient`), or solved for a path of strengths, as "
+        "`ridge` or `logistic` regression; for `lp_ft` the solved head takes the place of the first epochs.",
+        choices=SOLVERS,
+        when={"strategy": ("probe", "lp_ft"), "head": ("linear",)},
     )
     freeze: float = knob(
         0.5,
@@ -161,6 +184,7 @@ class HParams:
         low=0.0,
         high=1.0,
         when={"strategy": ("lp_ft",)},
+        unless={"solver": SOLVERS[1:]},
         space=[0.25, 0.5],
     )
     batch_norm: str = knob(
@@ -170,24 +194,41 @@ class HParams:
         when=WHILE_TRUNK_TRAINS,
         space=["eval", "train"],
     )
-    head: str = knob("linear", "The classifier on top.", choices=("linear", "mlp"))
     dropout: float = knob(
-        0.0, "Dropout before the classifier.", low=0.0, high=0.9, space={"low": 0.0, "high": 0.4}
+        0.0,
+        "Dropout before the classifier.",
+        low=0.0,
+        high=0.9,
+        unless=_SOLVED,
+        space={"low": 0.0, "high": 0.4},
     )
 
     # How it is trained
-    max_epochs: int = knob(8, "Horizon of the schedule, in epochs.", low=1, high=10_000, integer=True)
+    max_epochs: int = knob(
+        8, "Horizon of the schedule, in epochs.", low=1, high=10_000, integer=True, unless=_SOLVED
+    )
     batch_size: int = knob(
-        64, "Examples in a step.", low=1, high=4096, integer=True, space=[16, 32, 64, 128, 256]
+        64,
+        "Examples in a step.",
+        low=1,
+        high=4096,
+        integer=True,
+        unless=_SOLVED,
+        space=[16, 32, 64, 128, 256],
     )
     optimizer: str = knob(
-        "adamw", "The optimizer.", choices=("adamw", "adam", "sgd"), space=["adamw", "adam", "sgd"]
+        "adamw",
+        "The optimizer.",
+        choices=("adamw", "adam", "sgd"),
+        unless=_SOLVED,
+        space=["adamw", "adam", "sgd"],
     )
     lr: float = knob(
         2e-3,
         "Peak learning rate of the head.",
         low=1e-7,
         high=10.0,
+        unless=_SOLVED,
         space={"low": 1e-5, "high": 1e-2, "log": True},
     )
     momentum: float = knob(
@@ -196,6 +237,7 @@ class HParams:
         low=0.0,
         high=0.999,
         when={"optimizer": ("sgd",)},
+        unless=_SOLVED,
         space={"low": 0.0, "high": 0.99},
     )
     beta2: float = knob(
@@ -204,6 +246,7 @@ class HParams:
         low=0.5,
         high=0.99999,
         when={"optimizer": ("adam", "adamw")},
+        unless=_SOLVED,
         space=[0.99, 0.999],
     )
     layer_rates: str = knob(
@@ -234,16 +277,22 @@ class HParams:
         "Weight decay of matrices and kernels; never of biases and norms.",
         low=0.0,
         high=1.0,
+        unless=_SOLVED,
         space={"low": 1e-5, "high": 1e-1, "log": True, "or": [0.0]},
     )
     schedule: str = knob(
         "cosine",
         "How the rate falls.",
         choices=("constant", "cosine", "step", "plateau"),
+        unless=_SOLVED,
         space=["constant", "cosine", "step", "plateau"],
     )
-    warmup_epochs: float = knob(0.0, "Epochs of linear warm-up.", low=0.0, high=100.0, space=[0.0, 1.0])
-    label_smoothing: float = knob(0.1, "Smoothing of the targets.", low=0.0, high=0.9, space=[0.0, 0.05, 0.1])
+    warmup_epochs: float = knob(
+        0.0, "Epochs of linear warm-up.", low=0.0, high=100.0, unless=_SOLVED, space=[0.0, 1.0]
+    )
+    label_smoothing: float = knob(
+        0.1, "Smoothing of the targets.", low=0.0, high=0.9, unless=_SOLVED, space=[0.0, 0.05, 0.1]
+    )
     class_weights: bool = knob(
         False, "Whether the loss weighs classes by their inverse frequency.", choices=(False, True)
     )
@@ -253,6 +302,7 @@ class HParams:
         low=1e-3,
         high=1e4,
         optional=True,
+        unless=_SOLVED,
         space=[None, 1.0, 10.0],
     )
     ema: float | None = knob(
@@ -261,6 +311,7 @@ class HParams:
         low=0.5,
         high=0.99999,
         optional=True,
+        unless=_SOLVED,
         space=[None, 0.99, 0.999],
     )
     regulariser: str = knob(
@@ -328,6 +379,16 @@ class HParams:
         return watched
 
     @property
+    def head_is_solved(self) -> bool:
+        """Whether a head on the frozen trunk is solved for, instead of found in steps."""
+        return self.solver != "gradient" and is_active("solver", self.to_dict(), type(self))
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the trial has: solving a head is one."""
+        return 1 if self.strategy == "probe" and self.head_is_solved else self.max_epochs
+
+    @property
     def active(self) -> dict[str, Any]:
         """The knobs that something reads, given the others."""
         values = self.to_dict()
@@ -370,7 +431,12 @@ def _knobs(kind: Any) -> dict[str, Knob]:
 def is_active(name: str, values: Mapping[str, Any], kind: type[Any]) -> bool:
     """Whether anything reads the knob `name` when the others have `values` (defaults where absent)."""
     known = knobs(kind)
-    return all(
-        is_active(other, values, kind) and values.get(other, known[other].default) in allowed
-        for other, allowed in known[name].when.items()
-    )
+
+    def holds(condition: Mapping[str, tuple[Any, ...]]) -> bool:
+        return all(
+            is_active(other, values, kind) and values.get(other, known[other].default) in allowed
+            for other, allowed in condition.items()
+        )
+
+    own = known[name]
+    return holds(own.when) and not (own.unless and holds(own.unless))

@@ -12,7 +12,7 @@ import json
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +34,16 @@ from trainables.training.ahead import ahead, placed
 from trainables.training.features import FrozenFeatures
 from trainables.training.hparams import HParams
 from trainables.training.metrics import Scores
-from trainables.training.model import build_model, make_card, save_delta, unfreeze
+from trainables.training.model import TransferModel, build_model, make_card, save_delta, unfreeze
 from trainables.training.phases import Phase, phases
+from trainables.training.solved import SolvedHead, solve, standardisation
 
 __all__ = ["Monitor", "Settings", "Training", "fit"]
 
 _EVALUATION_BATCH = {"cpu": 32, "cuda": 128}
 _PART = 32
 """Examples in a pass on a CPU: the feature maps of more fall out of its cache, 1.1 to 1.2 times slower."""
+_ROWS = 4096
 _PREVIEW_ROWS = 3
 
 
@@ -134,6 +136,7 @@ class Training:
         self._batches = math.ceil(len(data.splits["train"]) / hparams.batch_size)
         self._phase: Phase | None = None
         self._applied: dict[int, dict[str, Any]] = {}
+        self._solved: SolvedHead | None = None
         self._penalty: optim.Regulariser | None = None
         self._enter(self.phases[0])
 
@@ -145,7 +148,12 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether all epochs have run."""
-        return self.epoch >= self.hparams.max_epochs
+        return self.epoch >= self.hparams.epochs
+
+    @property
+    def _takes_no_steps(self) -> bool:
+        """Whether the phase trains a head alone, and that is solved for."""
+        return bool(self._features) and self.hparams.head_is_solved
 
     def run_epoch(self) -> dict[str, float]:
         """Trains and evaluates one epoch and returns its metrics.
@@ -154,13 +162,15 @@ class Training:
             RuntimeError: after the last epoch, or out of memory as torch raises it.
         """
         if self.finished:
-            raise RuntimeError(f"all {self.hparams.max_epochs} epochs have run")
+            raise RuntimeError(f"all {self.hparams.epochs} epochs have run")
         began = time.perf_counter()
         phase = next(p for p in self.phases if p.first <= self.epoch < p.first + p.epochs)
         if phase is not self._phase:
             self._enter(phase)
         torch.manual_seed(derived_seed(self.hparams.seed, "epoch", self.epoch))
-        rate = self._optimizer.param_groups[-1]["lr"]
+        if self.epoch == 0:
+            self._begin_head()
+        rate = 0.0 if self._takes_no_steps else self._optimizer.param_groups[-1]["lr"]
         loss, images = self._train()
         measured = self._measure()
         monitored = {
@@ -240,7 +250,7 @@ class Training:
         self._penalty = None
         self._features: dict[str, FrozenFeatures] = {}
         if phase.kind == "head":
-            self._features = {split: self._frozen(split) for split in ("train", "validation")}
+            self._features = {split: self._frozen(split, self.model) for split in ("train", "validation")}
         else:
             self._penalty = optim.regulariser(self.model, self.backbone, self.hparams)
         self._part = self._part_size()
@@ -251,15 +261,46 @@ class Training:
         whole = self._penalty is not None or self._weights is not None or self.hparams.batch_norm == "train"
         return None if whole or self.device.type != "cpu" else _PART
 
-    def _frozen(self, split: str) -> FrozenFeatures:
-        """The frozen trunk's features of a split; those that a metric is computed of in full precision."""
+    def _begin_head(self) -> None:
+        """Gives the head what it takes from the frozen trunk's features before any step."""
+        standard = getattr(self.model.head, "standard", None)
+        if standard is None:
+            return
+        model = build_model(self.backbone, self.hparams, len(self.data.classes)).to(self.device)
+        clean, drawn = self._frozen("train", model, clean=True), self._frozen("train", model)
+        count = 0 if drawn.policy.is_identity else self.settings.views or 1
+        views = [functools.partial(clean.view, 0), *(functools.partial(drawn.view, n) for n in range(count))]
+        with torch.no_grad():
+            if self.hparams.head_is_solved:
+                self._solved = self._solve(views)
+                output = self.model.head.get_submodule("output")
+                assert isinstance(output, nn.Linear)
+                standard.set(self._solved.mean, self._solved.scale)
+                output.weight.copy_(self._solved.weight)
+                output.bias.copy_(self._solved.bias)
+            else:
+                standard.set(*standardisation(clean.view(0)))
+        self._ema = optim.build_ema(self.model, self.hparams)
+        assert self._phase is not None
+        self._applied[self._phase.first] = self._described(self._phase)
+
+    def _solve(self, views: Sequence[Callable[[], Tensor]]) -> SolvedHead:
+        labels = self.data.labels[self.data.splits["train"]].to(self.device)
+        weights = None if self._weights is None else self._weights[labels]
+        return solve(self.hparams.solver, views, labels, len(self.data.classes), weights=weights)
+
+    def _frozen(self, split: str, model: TransferModel, *, clean: bool = False) -> FrozenFeatures:
+        """The frozen trunk's features of a split; those that a metric is computed of in full precision.
+
+        Of the training split as the policy draws it, or `clean` as it is evaluated.
+        """
         training = split == "train"
         return FrozenFeatures(
-            model=self.model,
+            model=model,
             trunk_key=f"{self.backbone.name} {self.backbone.weights_hash} {self.backbone.preprocessing}",
             examples=self._examples,
             indices=self.data.splits[split],
-            policy=self.policy if training else self._plain,
+            policy=self.policy if training and not clean else self._plain,
             data_key=self.data.fingerprint,
             cache=self.cache,
             dtype=torch.float16 if training else torch.float32,
@@ -271,6 +312,8 @@ class Training:
 
     def _train(self) -> tuple[float, int]:
         """One epoch of steps; the mean loss and the number of examples."""
+        if self._takes_no_steps:
+            return self._fitted()
         self.model.train()
         total, seen = torch.zeros((), device=self.device), 0
         for step in self._steps():
@@ -290,6 +333,15 @@ class Training:
             if self._ema is not None:
                 self._ema.update()
         return float(total) / seen, seen
+
+    def _fitted(self) -> tuple[float, int]:
+        """The mean loss of a solved head on the clean training images, and their number."""
+        self.model.eval()
+        features = self._frozen("train", self.model, clean=True).view(0)
+        labels = self.data.labels[self.data.splits["train"]].to(self.device)
+        with torch.no_grad():
+            parts = [self.model.head(part.float()) for part in features.split(_ROWS)]
+        return float(functional.cross_entropy(torch.cat(parts), labels, weight=self._weights)), len(labels)
 
     def _steps(self) -> Iterator[Iterator[Part]]:
         """The batches of the epoch, in a shuffled order, each in parts whose gradients add up to its own."""
@@ -456,8 +508,9 @@ class Training:
             "features": ("cached" if self.cache else "online: the cache is off")
             if self._features
             else "online: the trunk trains",
-            "optimizer": type(self._optimizer).__name__,
-            "schedule": self.hparams.schedule,
+            "optimizer": type(self._optimizer).__name__ if not self._takes_no_steps else "none: solved for",
+            "schedule": self.hparams.schedule if not self._takes_no_steps else "none",
+            **({} if self._solved is None else {"solved": self._solved.described()}),
             "trainable_parameters": sum(p.numel() for p in self._trained),
             "trainable_modules": len(modules),
             "groups": [

@@ -19,12 +19,15 @@ class Phase:
 
 
 def phases(hparams: HParams) -> tuple[Phase, ...]:
-    """The phases of a trial; linear probing then fine-tuning (Kumar et al., 2022) has two."""
-    total = hparams.max_epochs
+    """The phases of a trial; linear probing then fine-tuning (Kumar et al., 2022) has two.
+
+    A head that is solved takes no epochs of fine-tuning, and one of its own where it is all that is trained.
+    """
+    total = hparams.epochs
     if hparams.strategy == "probe":
         return (Phase("head", 0, total),)
     head = 0
-    if hparams.strategy == "lp_ft":
+    if hparams.strategy == "lp_ft" and not hparams.head_is_solved:
         head = min(max(1, round(hparams.lp_share * total)), total - 1)
     trunk = Phase("trunk", head, total - head)
     return (Phase("head", 0, head), trunk) if head else (trunk,)

@@ -105,10 +105,10 @@ def test_all_problems_are_named_at_once() -> None:
 def test_a_condition_names_knobs_that_come_before_and_values_that_they_may_have() -> None:
     seen: list[str] = []
     for name, known in knobs(HParams).items():
-        for other, values in known.when.items():
+        for other, values in (*known.when.items(), *known.unless.items()):
             assert other in seen
             assert all(knobs(HParams)[other].accepts(value) for value in values)
-        assert bool(known.condition) == bool(known.when)
+        assert bool(known.condition) == bool(known.when or known.unless)
         seen.append(name)
 
 
@@ -122,6 +122,22 @@ def test_a_knob_is_active_where_something_reads_it() -> None:
     # The default of a knob that is absent decides.
     assert is_active("backbone_lr_mult", {"strategy": "full"}, HParams)
     assert not is_active("layer_decay", {"strategy": "full"}, HParams)
+
+
+def test_a_solved_head_reads_nothing_about_steps() -> None:
+    solved = {"strategy": "probe", "solver": "ridge"}
+    for name in ("lr", "batch_size", "optimizer", "schedule", "dropout", "max_epochs", "label_smoothing"):
+        assert not is_active(name, solved, HParams)
+        assert is_active(name, {**solved, "solver": "gradient"}, HParams)
+        # What fine-tunes after the head was solved takes steps; a hidden layer cannot be solved for.
+        assert is_active(name, {**solved, "strategy": "lp_ft"}, HParams)
+        assert is_active(name, {**solved, "head": "mlp"}, HParams)
+    assert not is_active("lp_share", {"strategy": "lp_ft", "solver": "ridge"}, HParams)
+    assert is_active("lp_share", {"strategy": "lp_ft"}, HParams)
+    assert is_active("policy", solved, HParams)
+    assert HParams(strategy="probe", solver="logistic").epochs == 1
+    assert HParams(strategy="lp_ft", solver="ridge", max_epochs=5).epochs == 5
+    assert HParams(strategy="probe", head="mlp", solver="ridge", max_epochs=5).epochs == 5
 
 
 def test_conditions_hold_through_others(monkeypatch: pytest.MonkeyPatch) -> None:

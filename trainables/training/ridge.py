@@ -1,0 +1,119 @@
+"""Ridge regression for a whole path of strengths from one eigendecomposition.
+
+Classes are told apart by regression to targets of 1 for an image's class and -1 for the others, with an
+intercept that is not shrunk: the objective of scikit-learn's `RidgeClassifier`. What it needs of the data are
+sums of products, which are added up over batches: the memory does not grow with the number of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["Moments", "RidgePath", "targets_of"]
+
+_BATCH = 4096
+
+
+def targets_of(labels: Tensor, classes: int) -> Tensor:
+    """What is regressed on: float64 [N, C] of 1 for the class and -1 for the others."""
+    return 2.0 * torch.nn.functional.one_hot(labels, classes).double() - 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Weighted sums over rows: all that a ridge regression needs of them, float64.
+
+    Attributes:
+        weight: sum of the weights.
+        rows: [F], of the rows.
+        targets: [C], of the targets.
+        gram: [F, F], of products of features.
+        cross: [F, C], of products of features and targets.
+    """
+
+    weight: Tensor
+    rows: Tensor
+    targets: Tensor
+    gram: Tensor
+    cross: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, targets: Tensor, weights: Tensor) -> Self:
+        """The moments of rows [N, F], targets [N, C] and weights [N], in batches."""
+        features, classes = rows.shape[1], targets.shape[1]
+        zeros = torch.zeros(features, 1 + features + classes, dtype=torch.float64, device=rows.device)
+        for part, target, weight in zip(
+            rows.split(_BATCH), targets.split(_BATCH), weights.split(_BATCH), strict=True
+        ):
+            part = part.double()
+            weighed = part * weight[:, None]
+            zeros += torch.cat([weighed.sum(0)[:, None], weighed.T @ part, weighed.T @ target], 1)
+        return cls(
+            weight=weights.double().sum(),
+            rows=zeros[:, 0],
+            targets=(targets * weights[:, None]).sum(0),
+            gram=zeros[:, 1 : 1 + features],
+            cross=zeros[:, 1 + features :],
+        )
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(**{name: value - getattr(other, name) for name, value in vars(self).items()})
+
+
+class RidgePath:
+    """The regressions of a path of strengths.
+
+    Args:
+        moments: of the rows that it is fitted to.
+        strengths: float64 [L], all above 0; the penalty is strength times the squared norm of the weights.
+    """
+
+    def __init__(self, moments: Moments, strengths: Tensor) -> None:
+        self.strengths = strengths.to(moments.gram)
+        self._total = moments.weight
+        self._mean = moments.rows / moments.weight
+        self._target = moments.targets / moments.weight
+        gram = moments.gram - moments.weight * torch.outer(self._mean, self._mean)
+        values, self._basis = torch.linalg.eigh(gram)
+        # Sums of squares: what falls below 0 does so by rounding.
+        self._shrunk = 1 / (values.clamp(min=0) + self.strengths[:, None])  # [L, F]
+        self._cross = self._basis.T @ (moments.cross - torch.outer(moments.rows, self._target))
+
+    def linear(self, index: int) -> tuple[Tensor, Tensor]:
+        """Weights [C, F] and biases [C] of the strength at `index`."""
+        weights = (self._basis @ (self._shrunk[index][:, None] * self._cross)).T
+        return weights, self._target - weights @ self._mean
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """Scores of rows [N, F] by every regression, [L, N, C]."""
+        return self._scores(self._turned(rows))
+
+    def left_out(self, rows: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Scores [L, N, C] of rows that it is fitted to, each by the regression fitted to all rows but it.
+
+        In closed form: the residual grows by one over one minus the row's leverage (Allen's PRESS, 1974).
+
+        Args:
+            rows, targets, weights: [N, F], [N, C], [N]: some of what the moments are of.
+        """
+        turned = self._turned(rows)
+        leverage = turned.square() @ self._shrunk.T + 1 / self._total  # [N, L]
+        room = (1 - leverage * weights[:, None]).T.unsqueeze(2)
+        residual = targets - self._scores(turned)
+        found: Tensor = targets - residual / room.clamp(min=1e-12)
+        return found
+
+    def _turned(self, rows: Tensor) -> Tensor:
+        turned: Tensor = (rows.double() - self._mean) @ self._basis
+        return turned
+
+    def _scores(self, turned: Tensor) -> Tensor:
+        found: Tensor = turned @ (self._shrunk.unsqueeze(2) * self._cross) + self._target
+        return found

@@ -1,0 +1,254 @@
+"""Heads on a frozen trunk that are solved for: a path of strengths, scored on what no solution has seen.
+
+The features are standardised first, by the first view of the training images, so that one strength suits all
+of them. Every strength of the path is scored on images that its solution was not fitted to: by leaving out
+one image at a time where that has a closed form and is to be trusted (one view of at least as many images as
+features), else by folds of images. Left-out scores also tell the temperature that makes a head's scores
+probabilities (Guo et al., 2017), and with it the cross-entropy by which the strength is chosen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainables.seeds import generator
+from trainables.training.logistic import logistic_path
+from trainables.training.ridge import Moments, RidgePath, targets_of
+from trainables.training.temperature import cross_entropy, inverse_temperatures
+
+__all__ = ["Point", "SolvedHead", "solve", "standardisation"]
+
+FOLDS = 5
+LOGISTIC_FOLDS = 3
+RIDGE_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 4))
+"""Of the penalty over the sum of the rows' weights, for standardised features."""
+LOGISTIC_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(0, -7, -1))
+_BATCH = 4096
+
+View = Callable[[], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One strength of a path, and how its solutions score what they were not fitted to.
+
+    Attributes:
+        strength: of the penalty, over the sum of the rows' weights.
+        loss: cross-entropy of the left-out images at the best temperature.
+        accuracy: share of them that are told right.
+    """
+
+    strength: float
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolvedHead:
+    """A linear head on standardised features.
+
+    Attributes:
+        mean, scale: of the features, float32 [F].
+        weight, bias: float32 [C, F] and [C], of features less the mean over the scale; their softmax is
+            calibrated.
+        points: the path.
+        chosen: place in it of the strength that the head has.
+        left_out: by what the path was scored, in words.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    points: tuple[Point, ...]
+    chosen: int
+    left_out: str
+
+    def described(self) -> dict[str, Any]:
+        """The path in plain values, for the record."""
+        return {
+            "left_out": self.left_out,
+            "strength": self.points[self.chosen].strength,
+            "path": [vars(point) for point in self.points],
+        }
+
+
+def solve(
+    kind: str, views: Sequence[View], labels: Tensor, classes: int, *, weights: Tensor | None = None
+) -> SolvedHead:
+    """The head of least left-out cross-entropy on a path of strengths.
+
+    Args:
+        kind: `ridge` or `logistic`.
+        views: give features [N, F] of the same images; heads are scored on the first, which is of the images
+            as they are evaluated, and fitted to all.
+        labels: int64 [N], on the features' device.
+        classes: how many there are.
+        weights: of the images, [N]; None: all alike.
+    """
+    weights = torch.ones(len(labels), device=labels.device) if weights is None else weights
+    rows = _Rows(views, labels, classes, weights.double())
+    closed = kind == "ridge" and len(views) == 1 and len(labels) >= rows.width
+    count = FOLDS if kind == "ridge" else LOGISTIC_FOLDS
+    folds = None if closed else _folds(labels, count)
+    paths = {"ridge": _ridge, "logistic": _logistic}
+    strengths, scores, linear = paths[kind](rows, folds)
+    factors = inverse_temperatures(scores, labels, weights)
+    points = tuple(
+        Point(
+            strength=float(strength),
+            loss=cross_entropy(each * factor, labels, weights),
+            accuracy=float((each.argmax(1) == labels).double().mean()),
+        )
+        for strength, each, factor in zip(strengths, scores, factors, strict=True)
+    )
+    chosen = min(range(len(points)), key=lambda index: points[index].loss)
+    weight, bias = (factors[chosen] * part for part in linear(chosen))
+    return SolvedHead(
+        mean=rows.mean.float(),
+        scale=rows.scale.float(),
+        weight=rows.original(weight).float(),
+        bias=bias.float(),
+        points=points,
+        chosen=chosen,
+        left_out="one image at a time" if closed else f"{count} folds of images",
+    )
+
+
+class _Rows:
+    """The rows of all views, standardised, and turned to fewer coordinates where there are fewer rows.
+
+    The weights of a solution with a squared penalty lie in the span of the rows: with fewer rows than
+    features it is as well found in coordinates of that span, of which there are no more than rows.
+    """
+
+    def __init__(self, views: Sequence[View], labels: Tensor, classes: int, weights: Tensor) -> None:
+        self.views, self.labels, self.weights = views, labels, weights
+        self.targets = targets_of(labels, classes)
+        first = views[0]()
+        self.width = first.shape[1]
+        self.mean, self.scale = standardisation(first)
+        self._span: Tensor | None = None
+        if len(views) * len(labels) < self.width:
+            every = torch.cat([self._standardised(view()) for view in views])
+            values, vectors = torch.linalg.eigh(every @ every.T)
+            kept = values > values[-1] * 1e-12
+            self._span = every.T @ (vectors[:, kept] / values[kept].sqrt())
+
+    def view(self, number: int, part: Tensor | slice = slice(None)) -> Tensor:
+        """Rows of some images in one view, float64."""
+        rows = self._standardised(self.views[number]()[part])
+        return rows if self._span is None else rows @ self._span
+
+    def original(self, weight: Tensor) -> Tensor:
+        """Weights [C, F] of standardised features, of those of the rows' coordinates."""
+        return weight if self._span is None else weight @ self._span.T
+
+    def moments(self, part: Tensor | slice = slice(None)) -> Moments:
+        """The moments of some images in all views."""
+        every = (
+            Moments.of(self.view(number, part), self.targets[part], self.weights[part])
+            for number in range(len(self.views))
+        )
+        total = next(every)
+        for each in every:
+            total = total + each
+        return total
+
+    def _standardised(self, rows: Tensor) -> Tensor:
+        return (rows.double() - self.mean) / self.scale
+
+
+def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature of [N, F], float64; of what does not vary, one."""
+    total = torch.zeros(2, features.shape[1], dtype=torch.float64, device=features.device)
+    for part in features.split(_BATCH):
+        part = part.double()
+        total += torch.stack([part.sum(0), part.square().sum(0)])
+    mean = total[0] / len(features)
+    scale = (total[1] / len(features) - mean.square()).clamp(min=0).sqrt()
+    # Rounding makes a little of nothing.
+    varies = scale > 1e-6 * mean.abs().clamp(min=1e-6)
+    return mean, torch.where(varies, scale, torch.ones_like(scale))
+
+
+def _folds(labels: Tensor, count: int) -> Tensor:
+    """The fold of each image, int64 [N]; each class is spread evenly over them."""
+    order = torch.randperm(len(labels), generator=generator(0, "folds")).to(labels.device)
+    order = order[labels[order].argsort(stable=True)]
+    folds = torch.empty_like(labels)
+    folds[order] = torch.arange(len(labels), device=labels.device) % count
+    return folds
+
+
+Path = tuple[Tensor, Tensor, Callable[[int], tuple[Tensor, Tensor]]]
+"""Strengths [L], left-out scores [L, N, C], and weights and bias by place in the path."""
+
+
+def _ridge(rows: _Rows, folds: Tensor | None) -> Path:
+    if folds is None:
+        total = rows.moments()
+        strengths = _strengths(RIDGE_STRENGTHS, total.weight)
+        path = RidgePath(total, strengths)
+        parts = torch.arange(len(rows.labels), device=rows.labels.device).split(_BATCH)
+        each_part = [
+            path.left_out(rows.view(0, part), rows.targets[part], rows.weights[part]) for part in parts
+        ]
+        return strengths / total.weight, torch.cat(each_part, 1), path.linear
+    every = [rows.moments(folds == fold) for fold in folds.unique()]
+    total = every[0]
+    for each in every[1:]:
+        total = total + each
+    path = RidgePath(total, _strengths(RIDGE_STRENGTHS, total.weight))
+    scores = rows.targets.expand(len(RIDGE_STRENGTHS), -1, -1).clone()
+    for fold, own in zip(folds.unique(), every, strict=True):
+        rest = total - own
+        fitted = RidgePath(rest, _strengths(RIDGE_STRENGTHS, rest.weight))
+        left = folds == fold
+        scores[:, left] = fitted.scores(rows.view(0, left))
+    return path.strengths / total.weight, scores, path.linear
+
+
+def _strengths(relative: Sequence[float], weight: Tensor) -> Tensor:
+    return torch.tensor(relative, dtype=torch.float64, device=weight.device) * weight
+
+
+def _logistic(rows: _Rows, folds: Tensor | None) -> Path:
+    """From strong to weak, until weaker is worse: the weakest take the most steps."""
+    assert folds is not None, "a logistic regression has no closed form for what is left out"
+    classes = rows.targets.shape[1]
+    every = folds.unique()
+    fits = [logistic_path(*_stacked(rows, folds != fold), classes, LOGISTIC_STRENGTHS) for fold in every]
+    held = [rows.view(0, folds == fold) for fold in every]
+    scores, losses = [], [math.inf]
+    for solutions in zip(*fits, strict=True):
+        own = torch.empty_like(rows.targets)
+        for fold, part, (weight, bias) in zip(every, held, solutions, strict=True):
+            own[folds == fold] = part @ weight.T.double() + bias
+        (factor,) = inverse_temperatures(own[None], rows.labels, rows.weights)
+        losses.append(cross_entropy(own * factor, rows.labels, rows.weights))
+        scores.append(own)
+        if losses[-1] > min(losses):
+            break
+    strengths = LOGISTIC_STRENGTHS[: len(scores)]
+    path = logistic_path(*_stacked(rows, slice(None)), classes, strengths)
+    return torch.tensor(strengths), torch.stack(scores), lambda place: _nth(path, place)
+
+
+def _nth(path: Iterator[tuple[Tensor, Tensor]], place: int) -> tuple[Tensor, Tensor]:
+    weight, bias = next(itertools.islice(path, place, None))
+    return weight.double(), bias.double()
+
+
+def _stacked(rows: _Rows, part: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of all views, in single precision, with their labels and weights."""
+    count = len(rows.views)
+    every = torch.cat([rows.view(number, part).float() for number in range(count)])
+    return every, rows.labels[part].repeat(count), rows.weights[part].repeat(count)

@@ -1,0 +1,193 @@
+"""The stages of a trunk: where its maps change their shape, and what they hold on the average.
+
+The last features of a network that was trained for other classes have thrown away what those classes did not
+need. What its stages computed on the way is still there: Evci et al., "Head2Toe: Utilizing Intermediate
+Representations for Better Transfer Learning", ICML 2022. Each stage is pooled to one vector: a map to the
+mean over its pixels, tokens to the class token, where there is one, and the mean of the others.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["StagedTrunk", "pooled_stages", "stage_names", "stage_width"]
+
+_FEW = 3
+"""A network with fewer different shapes is the same all through, and is cut into parts of one length."""
+_PARTS = 4
+
+
+class StagedTrunk(nn.Module):
+    """A trunk that gives the pooled outputs of its stages in place of its features.
+
+    Args:
+        trunk: normalised float [B, 3, s, s] to features.
+        names: of its modules, as `stage_names` gives them.
+    """
+
+    def __init__(self, trunk: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.names = tuple(names)
+        self.training = trunk.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        return pooled_stages(self.trunk, self.names, images)
+
+
+def pooled_stages(trunk: nn.Module, names: Sequence[str], images: Tensor) -> Tensor:
+    """The pooled outputs of the named modules, float [B, F], in one pass over the images."""
+    tokens = _prefix_tokens(trunk)
+    pooled: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        # At once: what comes next may write its result over the output.
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            pooled[name] = _pooled(output, tokens)
+
+        return hook
+
+    hooks = [trunk.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        trunk(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat([pooled[name] for name in names], 1)
+
+
+@functools.lru_cache(maxsize=8)
+def stage_names(
+    trunk: nn.Module, groups: tuple[tuple[str, ...], ...], shape: tuple[int, ...]
+) -> tuple[str, ...]:
+    """The modules of a trunk that end its stages, from input to output.
+
+    A stage is a run of blocks whose outputs have one shape; where all blocks' outputs have (as in a vision
+    transformer), up to four blocks at even distances. The stem, and layers after the last block, are none.
+
+    Args:
+        trunk: in evaluation mode.
+        groups: names of its parameters, ordered, as `Backbone.groups` has them.
+        shape: of one of the inputs that it takes, [3, s, s] of images.
+
+    Raises:
+        ValueError: for a network that shows no stages.
+    """
+    shapes = _shapes(trunk, shape)
+    ends = [name for name in _blocks(trunk, groups) if name in shapes]
+    if not ends:
+        raise ValueError("the network shows no stages; take features: last")
+    runs: list[list[str]] = []
+    for name in ends:
+        if runs and shapes[runs[-1][-1]] == shapes[name]:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    if len(runs) < _FEW:
+        count = min(_PARTS, len(ends))
+        return tuple(ends[len(ends) * (part + 1) // count - 1] for part in range(count))
+    return tuple(_end(run, ends, shapes) for run in runs)
+
+
+@functools.lru_cache(maxsize=8)
+def stage_width(trunk: nn.Module, names: tuple[str, ...], shape: tuple[int, ...]) -> int:
+    """How many features `pooled_stages` gives of an image."""
+    with torch.no_grad():
+        return int(pooled_stages(trunk, names, _blank(trunk, 1, shape)).shape[1])
+
+
+def _blocks(trunk: nn.Module, groups: Sequence[Sequence[str]]) -> list[str]:
+    """The last module of each group with more than one kernel; where no group has any, of each group."""
+    kernels = {name for name, p in trunk.named_parameters() if p.numel() > max(p.shape, default=1)}
+    inside = [_outermost(group, trunk) for group in groups]
+    counts = [{name: sum(each.startswith(f"{name}.") for each in kernels) for name in own} for own in inside]
+    blocks = [name for own in counts for name in [name for name in own if own[name] > 1][-1:]]
+    return blocks or [list(own)[-1] for own in counts if any(own.values())]
+
+
+def _outermost(group: Sequence[str], trunk: nn.Module) -> list[str]:
+    """The largest modules whose whole state is in the group, in its order."""
+    own = set(group)
+    state = list(trunk.state_dict())
+    found = []
+    for name in group:
+        parts = name.split(".")[:-1]
+        prefixes = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+        found += [p for p in prefixes if own.issuperset(n for n in state if n.startswith(f"{p}."))][:1]
+    return list(dict.fromkeys(found))
+
+
+def _common(names: Sequence[str]) -> str:
+    """The innermost module that holds all the named ones; empty if that is the network."""
+    common: list[str] = []
+    for parts in zip(*(name.split(".") for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
+def _end(run: Sequence[str], ends: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The module that ends a run of blocks: one that holds just them and joins what they give, or the last.
+
+    The layers of a dense block each give a few channels; the block gives all of them.
+    """
+    around, last = _common(run), run[-1]
+    holds = [name for name in ends if name == around or name.startswith(f"{around}.")]
+    if len(run) > 1 and holds == list(run) and around in shapes and shapes[around][1:] == shapes[last][1:]:
+        return around
+    return last
+
+
+def _shapes(trunk: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Channels and positions of what each module gives, where that is one tensor an image."""
+    found: dict[str, tuple[int, ...]] = {}
+    calls: dict[str, int] = {}
+
+    def see(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if isinstance(output, Tensor) and output.ndim in (2, 3, 4) and len(output) == len(images):
+                channels = output.shape[1 if _is_map(output) else -1]
+                found[name] = (channels, output[0].numel() // channels)
+
+        return hook
+
+    images = _blank(trunk, 2, shape)
+    hooks = [module.register_forward_hook(see(name)) for name, module in trunk.named_modules() if name]
+    try:
+        with torch.no_grad():
+            trunk(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: shape for name, shape in found.items() if calls[name] == 1}
+
+
+def _blank(trunk: nn.Module, count: int, shape: tuple[int, ...]) -> Tensor:
+    like = next(trunk.parameters())
+    return torch.zeros(count, *shape, device=like.device, dtype=like.dtype)
+
+
+def _is_map(output: Tensor) -> bool:
+    """Whether the channels of a map come first; inputs are square, so the positions' axes are alike."""
+    return output.ndim == 4 and output.shape[2] == output.shape[3]
+
+
+def _prefix_tokens(trunk: nn.Module) -> int:
+    """How many tokens come before those of the patches, the class token first."""
+    return int(getattr(trunk, "num_prefix_tokens", 1 if hasattr(trunk, "class_token") else 0))
+
+
+def _pooled(output: Tensor, prefix: int) -> Tensor:
+    if output.ndim == 4:
+        return output.mean((2, 3) if _is_map(output) else (1, 2))
+    if output.ndim == 3:
+        means = output[:, prefix:].mean(1)
+        return torch.cat([output[:, 0], means], 1) if prefix else means
+    return output
