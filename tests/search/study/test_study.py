@@ -214,3 +214,28 @@ def test_a_trial_that_is_drawn_ahead_has_not_begun(folder: Path) -> None:
     assert (first.number, second.number) == (0, 1)
     assert opened().interrupted() == [0, 1]
     assert opened().continue_trial(1).hparams == second.hparams
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
+def test_a_solved_head_prunes_nobody(folder: Path, pruner: str) -> None:
+    space = ("space={solver: [ridge, gradient], features: last}", "search.max_epochs=8", "search.trials=40")
+    study = opened(*space, f"search.pruner={pruner}")
+    solved = stepped = pruned = 0
+    for _ in range(40):
+        assignment = study.ask()
+        is_solved = assignment.hparams.head_is_solved
+        # Every solved head is far better than what any other has after its first epochs.
+        values = [0.9] if is_solved else [0.1 * epoch for epoch in range(1, 9)]
+        for epoch, value in enumerate(values, 1):
+            stop = study.report(assignment.number, epoch, metrics(value))
+            assert not (is_solved and stop)
+            pruned += stop
+        assert study.told(assignment.number) == frozenset(range(1, len(values) + 1))
+        best = {**BEST, "epoch": len(values), "val_accuracy": values[-1]}
+        study.end(assignment.number, Ending.COMPLETED, best)
+        solved, stepped = solved + is_solved, stepped + (not is_solved)
+    assert min(solved, stepped) > 0
+    assert not pruned
+    leader = study.leader()
+    assert leader is not None
+    assert leader[1] == 0.9
