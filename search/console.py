@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-__all__ = ["duration", "progress_bar", "short"]
+__all__ = ["duration", "lasting_output", "progress_bar", "short", "writable_in_any_terminal"]
 
 
 @contextmanager
@@ -47,6 +49,51 @@ def _plain(console: Console) -> Callable[[str, int, int], None]:
             last[what] = now
 
     return show
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Lets what runs in the block go on where nobody reads its output any more, or a full disk takes none."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Lasting:
+    """A stream that drops what it cannot write."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._is_lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, act: Callable[[], Any]) -> None:
+        if self._is_lost:
+            return
+        try:
+            act()
+        except OSError as error:
+            self._is_lost = True
+            logging.getLogger(__name__).warning("what is printed is lost from here on: %s", error.strerror)
+
+
+def writable_in_any_terminal(*streams: Any) -> None:
+    """Lets streams replace the characters that their encoding does not have."""
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def short(value: Any) -> str:

@@ -9,6 +9,7 @@
     ├── AllFailedAlike           the first trials all failed, of one cause
     ├── CheckpointsError         what trials keep at an address cannot be read or written
     ├── ExportMismatch           an exported model does not reproduce the recorded metric
+    ├── RayDidNotStart           Ray could not be started on this machine
     └── TrackingError            MLflow cannot be reached or refused
 
 Each says what was given, where, what is allowed and what to do. Errors of other libraries are
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointsError",
     "ExportMismatch",
     "Problem",
+    "RayDidNotStart",
     "Refused",
     "SearchBusy",
     "SpecError",
@@ -69,6 +71,10 @@ class CheckpointsError(TransferSearchError):
 
 class ExportMismatch(TransferSearchError):
     """An exported model does not reproduce the metric recorded for its trial."""
+
+
+class RayDidNotStart(TransferSearchError):
+    """Ray could not be started on this machine, as where it is too busy."""
 
 
 class TrackingError(TransferSearchError):

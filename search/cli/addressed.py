@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from search.cli.options import AddressOption
+from search.cli.options import ADDRESS_VARIABLES, AddressOption
 from search.cli.printing import console
+from search.errors import BadInput
 
 __all__ = ["Verbatim", "here_or_there"]
 
@@ -37,7 +39,17 @@ def here_or_there(command: Callable[..., None]) -> Callable[..., None]:
         from search.cluster.jobs import perform
 
         words = _without_address(context.meta["words"])
-        perform(address, str(context.info_name), words, options, console)
+        try:
+            perform(address, str(context.info_name), words, options, console)
+        except BadInput as error:
+            given = context.get_parameter_source("address")
+            if given is not None and given.name == "ENVIRONMENT":
+                variable = next(name for name in ADDRESS_VARIABLES if os.environ.get(name))
+                error.add_note(
+                    f"This was for the cluster at {address}, which the variable {variable} names; unset it "
+                    "to run on this machine"
+                )
+            raise
 
     signature = inspect.signature(command, eval_str=True)
     keyword = inspect.Parameter.KEYWORD_ONLY

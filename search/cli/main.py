@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -15,8 +16,10 @@ import typer
 from search import __version__
 from search.cli import catalogue, results, running, upkeep, watching
 from search.cli.printing import console, errors
-from search.errors import TransferSearchError
+from search.console import writable_in_any_terminal
+from search.errors import BadInput, TransferSearchError
 from search.masking import masked
+from trainables.errors import DataError
 
 __all__ = ["app", "entry", "main"]
 
@@ -53,13 +56,25 @@ def _explained() -> Any:
     try:
         yield
     except TransferSearchError as error:
+        text = "\n".join([f"error: {error}", *getattr(error, "__notes__", ())])
+        errors.print(masked(text), style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except DataError as error:  # of data that has moved or changed under a search
         errors.print(
             f"error: {masked(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
         )
-        sys.exit(error.exit_code)
+        sys.exit(BadInput.exit_code)
     except KeyboardInterrupt:
         errors.print("interrupted", style="yellow")
         sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)  # nobody reads any more
+    except OSError as error:
+        if os.environ.get("TRANSFER_SEARCH_DEBUG"):
+            raise
+        logging.getLogger(__name__).debug("a file or the output", exc_info=True)
+        errors.print(f"error: {masked(_of_a_file(error))}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
     except Exception as error:
         if os.environ.get("TRANSFER_SEARCH_DEBUG"):
             raise
@@ -74,6 +89,21 @@ def _explained() -> Any:
         sys.exit(1)
 
 
+def _of_a_file(error: OSError) -> str:
+    """What the system says of a file, of the disk or of the output."""
+    place = str(error.filename) if error.filename else "what is printed, or a file,"
+    fixes = {
+        errno.ENOSPC: "make room on that disk",
+        errno.EDQUOT: "make room within your quota",
+        errno.EACCES: "give a folder that you may write",
+        errno.EROFS: "give a folder that you may write",
+        errno.EMFILE: "raise the limit of open files (ulimit -n 4096)",
+        errno.ENOMEM: "end other programs, or use smaller images and batches",
+    }
+    fix = fixes.get(error.errno or 0, "set TRANSFER_SEARCH_DEBUG=1 to see where")
+    return f"{place} cannot be read or written: {error.strerror or error}; {fix}"
+
+
 def main(run: Callable[[], Any] = app) -> None:
     """Runs a command and exits as it says."""
     with _explained():
@@ -86,11 +116,13 @@ def entry() -> NoReturn:
     After those of torch and Ray, to undo them takes seconds.
     """
     code: int | str | None = 0
+    writable_in_any_terminal(sys.stdout, sys.stderr)
     try:
         main()
     except SystemExit as exit_:
         code = exit_.code
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it, or its disk is full, which has been told
+            stream.flush()
     os._exit(code if isinstance(code, int) else bool(code))

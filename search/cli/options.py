@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AddressOption", "HomeOption", "JsonOption", "NameArgument"]
+__all__ = ["ADDRESS_VARIABLES", "AddressOption", "HomeOption", "JsonOption", "NameArgument"]
 
 HomeOption = Annotated[
     Path | None,
@@ -19,11 +19,13 @@ HomeOption = Annotated[
 ]
 NameArgument = Annotated[str, typer.Argument(help="The search's name.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+ADDRESS_VARIABLES = ("TRANSFER_SEARCH_ADDRESS", "RAY_API_SERVER_ADDRESS")
+"""Where the address of a cluster comes from that no option gives."""
 AddressOption = Annotated[
     str | None,
     typer.Option(
         "--address",
-        envvar=["TRANSFER_SEARCH_ADDRESS", "RAY_API_SERVER_ADDRESS"],
+        envvar=list(ADDRESS_VARIABLES),
         help="Do it on the Ray cluster whose dashboard is there, such as https://head:8265.",
         show_default=False,
     ),

@@ -51,9 +51,11 @@ def launch(
     elif detach:
         _detach(spec, checked.name, override or [], place)
     else:
+        from search.console import lasting_output
         from search.run.launch import launch as run
 
-        farewell(*run(checked, place, console))
+        with lasting_output():
+            farewell(*run(checked, place, console))
 
 
 def _dry_run(checked: Any, place: Home) -> None:
@@ -167,13 +169,15 @@ def resume(
     home: HomeOption = None,
 ) -> None:
     """Go on with a search that was stopped, killed, or given more to do."""
+    from search.console import lasting_output
     from search.home import Home
     from search.run.launch import resume as run
     from search.spec.search_spec import seconds_of
 
     place = Home.existing(name, home)
     seconds = None if time_left is None else seconds_of(time_left)
-    farewell(*run(place, console, trials=trials, seconds=seconds, retry_failed=retry_failed))
+    with lasting_output():
+        farewell(*run(place, console, trials=trials, seconds=seconds, retry_failed=retry_failed))
 
 
 @commands.command(cls=Verbatim)

@@ -147,3 +147,7 @@ def trials(
             params = " ".join(f"{key}={short(row.params[key])}" for key in row.sampled)
             table.add_row(str(row.trial), row.state.lower(), value, str(row.epochs), params)
         console.print(table)
+        for row in (each for each in rows if each.state == "FAIL"):
+            reason = next(reversed(row.reason.strip().splitlines()), "no reason is known")
+            told = f"trial {row.trial} failed: {reason}"
+            console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import ray
 
+from search.errors import BadInput, RayDidNotStart
 from search.processes import own_modules
 from search.run.ray_compat import PRELOADED
 
-__all__ = ["cluster_ray", "local_ray"]
+__all__ = ["cluster_ray", "local_ray", "session_folder"]
 
 _TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -45,22 +49,69 @@ def local_ray(cpus: int | None = None, gpus: int | None = None, *, preloaded: bo
     _set_environment()
     if preloaded:
         os.environ.update(PRELOADED)
-    with own_modules():
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            num_gpus=gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=256 * 2**20,
-        )
-    for name in PRELOADED:
-        os.environ.pop(name, None)
+    folder = session_folder()
+    try:
+        with own_modules():
+            _started(num_cpus=cpus, num_gpus=gpus, _temp_dir=folder)
+    finally:
+        for name in PRELOADED:
+            os.environ.pop(name, None)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _started(**options: Any) -> None:
+    """Starts Ray; on a busy machine its node may miss its own time limit, so twice if need be.
+
+    Raises:
+        RayDidNotStart: if it does not.
+    """
+    for attempt in (1, 2):
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=256 * 2**20,
+                **options,
+            )
+            return
+        except Exception as error:  # Ray has no class for it
+            ray.shutdown()
+            if attempt == 2:
+                said = next(iter(str(error).splitlines()), type(error).__name__)
+                raise RayDidNotStart(
+                    f"Ray did not start on this machine: {said}; if the machine is very busy, or short of "
+                    "memory or of room for temporary files, give the same command again later"
+                ) from error
+
+
+_LONGEST = 34
+"""Characters of a temporary folder below which Ray's sockets have paths within the 107 that Linux allows."""
+
+
+def session_folder() -> str | None:
+    """Where Ray keeps its sockets and logs, if not where it would: a path that is too long is none for it.
+
+    Raises:
+        BadInput: if there is no shorter one.
+    """
+    if "RAY_TMPDIR" in os.environ or len(tempfile.gettempdir()) <= _LONGEST:
+        return None
+    short = Path("/tmp") / f"ray-{os.getuid()}"
+    try:
+        short.mkdir(mode=0o700, exist_ok=True)
+        if short.stat().st_uid == os.getuid() and not short.is_symlink():
+            return str(short)
+    except OSError:
+        pass
+    raise BadInput(
+        f"the temporary folder {tempfile.gettempdir()} has a path that is too long for Ray's sockets, and "
+        f"{short} cannot be used; set TMPDIR to a folder with a path of at most {_LONGEST} characters"
+    )
 
 
 def _set_environment() -> None:
