@@ -12,7 +12,7 @@ import typer
 
 from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption
-from search.cli.printing import console, print_json
+from search.cli.printing import console, errors, print_json
 from search.errors import SpecError
 from search.processes import environment
 
@@ -84,8 +84,13 @@ def doctor(
         sys.stdout.write(json.dumps(found) + "\n")  # the last line, for whoever asked from outside
         return
     show(found, console, as_json=as_json)
-    if not all_well(found) and not repair:
+    if not all_well(found):
         raise typer.Exit(1)
+
+
+def _say(place: Home, text: str) -> None:
+    """What is mended; not among what a program reads."""
+    errors.print(f"{place.name}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _examined(place: Home, repair: bool) -> list[str]:
@@ -94,7 +99,7 @@ def _examined(place: Home, repair: bool) -> list[str]:
     from search.search import Search
 
     try:
-        return examine(Search.open(place), repair=repair)
+        return examine(Search.open(place), repair=repair, tell=lambda text: _say(place, text))
     except Exception as error:  # of whatever a damaged file makes its reader stumble on
         return [f"cannot be examined: {told(error)}"]
 

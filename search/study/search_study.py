@@ -411,6 +411,11 @@ class SearchStudy:
         """The values of the first objective that were reported, by epoch."""
         return dict(self._frozen(number).intermediate_values)
 
+    def values(self, number: int) -> list[float] | None:
+        """The values of the objectives that a trial ended with; None where it has none."""
+        trial = self._frozen(number)
+        return list(trial.values) if trial.state == TrialState.COMPLETE else None
+
     def told(self, number: int) -> frozenset[int]:
         """The epochs that were reported."""
         trial = self._frozen(number)

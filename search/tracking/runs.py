@@ -34,7 +34,7 @@ from search.tracking.client import (
     prepared,
     refuse,
 )
-from trainables.record import METRICS, MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
+from trainables.record import MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -71,7 +71,7 @@ class Runs:
         self._runs: dict[int, str] = {}
         self._places: dict[int, str] = {}  # where the files of the runs go
         self._began: dict[int, int] = {}
-        self._told: dict[int, set[int]] = {}
+        self._told: dict[int, set[tuple[str, int]]] = {}  # metric and epoch
         self._params: dict[int, dict[str, Any]] = {}
         self.experiment, self.parent = self._open_parent(parent)
 
@@ -184,7 +184,11 @@ class Runs:
         else:
             made = self._client.get_run(run)
             self._began[number] = made.info.start_time
-            self._told[number] = {point.step for point in self._client.get_metric_history(run, "val_loss")}
+            self._told[number] = {
+                (name, point.step)
+                for name in made.data.metrics
+                for point in self._client.get_metric_history(run, name)
+            }
             self._client.update_run(run, status="RUNNING")
             self._client.set_tag(run, STATE_TAG, "RUNNING")
             self._client.set_tag(run, "resumed", event["begun"])
@@ -209,7 +213,7 @@ class Runs:
             Metric(name, value, self._began[number] + epoch, epoch)
             for epoch, metrics in epochs
             for name, value in metrics.items()
-            if name not in METRICS or epoch not in self._told.get(number, ())
+            if (name, epoch) not in self._told.get(number, ())
         ]
         params = [Param(key, _text(value)) for key, value in self._params.get(number, {}).items()]
         self._client.log_batch(

@@ -297,8 +297,9 @@ class Tracker:
             self._tell({"event": "close", "state": state})
             sent = self.flush(timeout)
         opened = self._answers.get("opened", {})
-        if not self._is_part and opened.get("parent", self._study.parent_run) != self._study.parent_run:
-            self._study.parent_run = opened["parent"]  # somebody deleted the one before
+        if not self._is_part and "parent" in opened and opened["parent"] != self._study.parent_run:
+            # Somebody deleted the one before.
+            self._study.parent_run, self._study.experiment = opened["parent"], opened["experiment"]
         self.abort()
         return sent and not self.refusals
 

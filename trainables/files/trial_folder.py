@@ -16,7 +16,15 @@ from typing import Any, TypeAlias
 from trainables.files.sealed import Damaged, write
 from trainables.record import EPOCHS_FILE, MODEL_FOLDER
 
-__all__ = ["CARD_FILE", "DELTA_FILE", "Epochs", "model_metric", "read_epochs", "write_epochs"]
+__all__ = [
+    "CARD_FILE",
+    "DELTA_FILE",
+    "Epochs",
+    "checked_model",
+    "model_metric",
+    "read_epochs",
+    "write_epochs",
+]
 
 DELTA_FILE = "delta.safetensors"
 CARD_FILE = "model.json"
@@ -62,8 +70,15 @@ def model_metric(folder: Path) -> dict[str, float] | None:
         Damaged: where the card cannot be read, or the delta is not the one that it was written with.
     """
     model = folder / MODEL_FOLDER
-    if not model.is_dir():
-        return None
+    return checked_model(model) if model.is_dir() else None
+
+
+def checked_model(model: Path) -> dict[str, float]:
+    """The epoch and the metrics that the card of the model in a folder names.
+
+    Raises:
+        Damaged: as `model_metric`.
+    """
     try:
         card = json.loads((model / CARD_FILE).read_bytes())
         metric = {str(name): float(value) for name, value in card["metric"].items()}
