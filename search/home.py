@@ -310,4 +310,5 @@ class Home:
 
     def _beats(self, since: float, ended: threading.Event) -> None:
         while not ended.wait(_HEARTBEAT_SECONDS):
-            self._beat(since)
+            with suppress(OSError):  # a full disk, or storage that is away: the next one may get through
+                self._beat(since)

@@ -232,6 +232,7 @@ def _run_trials(
     seconds: float | None = None,
 ) -> Outcome:
     """Runs one study's trials until its budget is met, `seconds` are over, or somebody stops it."""
+    study.wait_for_storage(lambda told: console.print(told, style="yellow", markup=False, soft_wrap=True))
     tracker.replay()
     spec, spent = study.spec, _Stopwatch(study)
     until = None if seconds is None else time.monotonic() + seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -223,6 +223,12 @@ class SearchStudy:
             return False
         begun = any(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
         return begun or study.user_attrs.get("home") != str(home.root)
+
+    def wait_for_storage(self, tell: Callable[[str], None]) -> None:
+        """Waits from now on where the storage is away, and tells so; else that is an error."""
+        storage = self._study._storage
+        assert isinstance(storage, DriverStorage)
+        storage.wait_for_database(tell)
 
     def discard(self) -> None:
         """Removes the study of a launch that came to nothing; a storage that is gone needs no more."""

@@ -7,22 +7,28 @@ time with thousands of rows. A search has one driver at a time, so its memory is
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import create_engine, inspect
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from search.errors import BadInput, TransferSearchError
 from search.home import Home
 from search.spec.search_spec import SearchSpec, with_driver
 
 __all__ = ["DriverStorage", "database", "existing", "opened", "write_ahead"]
+
+_LOCKED_SECONDS = 20.0
 
 
 def database(spec: SearchSpec, home: Home) -> RDBStorage:
@@ -32,7 +38,7 @@ def database(spec: SearchSpec, home: Home) -> RDBStorage:
     path = home.root / "study.db"
 
     def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
+        connection = sqlite3.connect(path, timeout=_LOCKED_SECONDS, check_same_thread=False)
         write_ahead(connection)
         return connection
 
@@ -100,6 +106,83 @@ def _reason(error: Exception) -> str:
     return next(iter(str(said).strip().splitlines()), type(error).__name__)
 
 
+class Patient:
+    """A database that is waited for while it is locked, full, or being restarted.
+
+    What was written and not acknowledged is written once more, which changes nothing.
+
+    Attributes:
+        tell: is told what is waited for, and that it goes on; None: nobody waits.
+    """
+
+    _PAUSES = (0.5, 1.0, 2.0, 5.0)
+
+    def __init__(self, database: RDBStorage) -> None:
+        self._database = database
+        self.tell: Callable[[str], None] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._persist, getattr(self._database, name))
+
+    def create_once(self, study_id: int, trial: FrozenTrial) -> int:
+        """Writes a trial; the id that the database gives it."""
+
+        def create() -> int:
+            for known in self._database.get_all_trials(study_id, deepcopy=False)[trial.number :]:
+                if known.params == trial.params:
+                    return known._trial_id  # written, and the acknowledgement was lost
+            return self._database.create_new_trial(study_id, trial)
+
+        try:
+            return self._database.create_new_trial(study_id, trial)
+        except _AWAY as error:
+            return int(self._wait(error, create))
+
+    def _persist(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except _AWAY as error:
+            return self._wait(error, partial(method, *args, **kwargs))
+
+    def _wait(self, error: Exception, again: Callable[[], Any]) -> Any:
+        if self.tell is None or not is_away(error):
+            raise error
+        began, pauses = time.monotonic(), chain(self._PAUSES, repeat(self._PAUSES[-1]))
+        said = ""
+        for pause in pauses:
+            if (reason := _reason(_cause(error))) != said:
+                said = reason
+                self.tell(
+                    f"Optuna's storage cannot be written: {reason}; waiting for it (stop twice to quit)"
+                )
+            time.sleep(pause)
+            try:
+                result = again()
+            except UpdateFinishedTrialError:
+                result = True  # it was told, and the acknowledgement was lost
+            except _AWAY as another:
+                if not is_away(another):
+                    raise
+                error = another
+                continue
+            self.tell(f"Optuna's storage is there again after {time.monotonic() - began:.0f} s")
+            return True if result is False else result  # as there is one driver, it was changed by this one
+        raise AssertionError("the pauses never end")
+
+
+_AWAY = (SQLAlchemyError, StorageInternalError, sqlite3.OperationalError)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether a database could not be reached, or could not write, rather than refused."""
+    return isinstance(_cause(error), OperationalError | InterfaceError | sqlite3.OperationalError)
+
+
+def _cause(error: BaseException) -> Exception:
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    return cause if isinstance(cause, Exception) else Exception(str(error))
+
+
 class DriverStorage(InMemoryStorage):
     """Reads from memory and writes through to a database, for the only process that writes there.
 
@@ -112,10 +195,15 @@ class DriverStorage(InMemoryStorage):
 
     def __init__(self, database: RDBStorage) -> None:
         super().__init__()
-        self._database = database
+        self._patient = Patient(database)
+        self._database = cast(RDBStorage, self._patient)
         self._studies_there: dict[int, int] = {}
         self._trials_there: dict[int, int] = {}
         self._unwritten: dict[int, int] = {}  # the studies of trials that are not in the database yet
+
+    def wait_for_database(self, tell: Callable[[str], None]) -> None:
+        """Waits from now on where the database is away, and tells so; else that is an error."""
+        self._patient.tell = tell
 
     # Studies
 
@@ -172,7 +260,7 @@ class DriverStorage(InMemoryStorage):
         study_id = self._unwritten.pop(trial_id, None)
         if study_id is not None:
             trial = self.get_trial(trial_id)
-            there = self._database.create_new_trial(self._studies_there[study_id], trial)
+            there = self._patient.create_once(self._studies_there[study_id], trial)
             if self._database.get_trial_number_from_id(there) != trial.number:
                 raise TransferSearchError(
                     f"another process has written trial {trial.number} of the search "
