@@ -6,6 +6,8 @@
                   the same step on synthetic tensors that are on the card; goal 0.9
     extraction    images/s of a new view of a frozen trunk over its bare passes on such tensors; goal 0.9
     sharing       four trials one after another over the same four at once, each with a quarter of the card
+    solving       a ridge path (12 strengths, each scored by leaving out) on the CPU with all its threads over
+                  the same on the card
     gpu_tests     how the tests that need a GPU end
 
 Networks have no weights and images are drawn, so that nothing is downloaded. Ours and its peer take
@@ -45,6 +47,7 @@ from trainables.image.hparams import ImageHParams as HParams
 from trainables.training.footprint import keep_within
 from trainables.training.inference import fast_passes
 from trainables.training.loop import Settings, Training
+from trainables.training.solved import solve
 
 FOREIGN = {"ray", "optuna", "mlflow"}
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -63,6 +66,7 @@ class Scale:
         batch: images in a step.
         rounds: in which ours and its peer take turns; one more warms up and does not count.
         trials: that share the card.
+        solved: rows and features of what heads are solved on.
         backbones: what is measured.
     """
 
@@ -72,6 +76,7 @@ class Scale:
     batch: int = 128
     rounds: int = 3
     trials: int = 4
+    solved: tuple[tuple[int, int], ...] = ((20_000, 1280), (20_000, 3072))
     backbones: tuple[str, ...] = ("efficientnet_lite0", "resnet50", "vit_b_16")
 
 
@@ -82,6 +87,7 @@ TINY = Scale(
     batch=8,
     rounds=1,
     trials=2,
+    solved=((60, 20),),
     backbones=("timm/test_efficientnet", "timm/test_resnet", "timm/test_vit"),
 )
 
@@ -267,6 +273,33 @@ def _trial(bench: Bench, place: int, barrier: Barrier, results: Any) -> None:
         raise
 
 
+def solving(bench: Bench) -> Iterator[Line]:
+    """A path of heads on the card against the CPU; features as few, and as many, as networks have."""
+    classes, threads = 10, torch.get_num_threads()
+    for rows, width in bench.scale.solved:
+        numbers = torch.Generator().manual_seed(0)
+        features = torch.randn(rows, width, generator=numbers)
+        labels = torch.randint(classes, (rows,), generator=numbers)
+        seconds: dict[str, list[float]] = {}
+        torch.set_num_threads(bench.threads if bench.device == "cpu" else os.cpu_count() or 1)
+        for number in range(bench.scale.rounds + 1):
+            for way in ("cpu", bench.device):
+                given, told = features.to(way), labels.to(way)
+                began = bench.finish()
+                solve("ridge", [lambda given=given: given], told, classes)  # type: ignore[misc]
+                if number:
+                    seconds.setdefault(way, []).append(bench.finish() - began)
+        torch.set_num_threads(threads)
+        medians = {way: statistics.median(found) for way, found in seconds.items()}
+        yield {
+            "rows": rows,
+            "features": width,
+            "cpu_over_card": round(medians["cpu"] / medians[bench.device], 2),
+            "cpu_seconds": round(medians["cpu"], 3),
+            "card_seconds": round(medians[bench.device], 3),
+        }
+
+
 def gpu_tests(bench: Bench) -> Iterator[Line]:
     """The tests that need a GPU, in a process of their own."""
     files = [
@@ -292,7 +325,7 @@ def gpu_tests(bench: Bench) -> Iterator[Line]:
     yield {**counts, "failed": failed}
 
 
-PARTS = {part.__name__: part for part in (fine_tuning, extraction, sharing, gpu_tests)}
+PARTS = {part.__name__: part for part in (fine_tuning, extraction, sharing, solving, gpu_tests)}
 
 
 def main() -> int:
