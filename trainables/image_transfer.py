@@ -81,7 +81,7 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Runs one epoch and gives its metrics, `epoch`, and the best epoch's metrics under `best`.
+        """Runs one epoch and gives its metrics, `epoch`, and those of the kept epoch under `best`.
 
         The last epoch's `best` has `test_*` too where the trial is to be scored on the test split.
         """
@@ -215,7 +215,7 @@ def _progress(file: Path) -> Callable[[str, int, int], None]:
 
 
 def _test_scores(training: Training, folder: Path) -> dict[str, float]:
-    """The test split's scores of the best epoch's weights; nothing where it has no images."""
+    """The test split's scores of the kept model; nothing where it has no images."""
     if not len(training.data.splits["test"]):
         return {}
     training.model.load_state_dict(load_delta(folder / MODEL_FOLDER).model.state_dict())

@@ -29,14 +29,14 @@ METRICS = (
 )
 """What an epoch reports."""
 BEST = "best"
-"""Key of the best epoch's metrics in a result."""
+"""Key of the kept epoch's metrics in a result, with what they are expected to be (`training.keeping`)."""
 EPOCHS = "epochs"
 """Key, in a result, of a list of the metrics of every epoch that was run, each with its number as `epoch`."""
 TOLD = "told"
 """Key, in a result, of what people should hear, in words: that a file was damaged."""
 
 TEST_METRICS = ("test_loss", "test_accuracy", "test_macro_f1")
-"""What a finalist's run reports once, of its best epoch's weights."""
+"""What a finalist's run reports once, of the model that it keeps."""
 
 STATE_FILE = "state.pt"
 """From which a trial goes on; gone when it has ended."""

@@ -31,7 +31,8 @@ def show_winner(row: TrialRow) -> None:
     if isinstance(row, WinnerRow):
         _show_finalists(row)
     else:
-        console.print(f"best trial {row.trial}: {row.value:.4f} at epoch {row.epoch}", style="bold")
+        told = f"best trial {row.trial}: {row.value:.4f}, with the model of epoch {row.epoch}"
+        console.print(told, style="bold")
     params = "  ".join(f"{key}={short(row.params[key])}" for key in row.sampled)
     console.print(f"  {params}", markup=False, highlight=False, soft_wrap=True)
     if row.mlflow_run_url:
@@ -44,7 +45,7 @@ def _show_finalists(row: WinnerRow) -> None:
     console.print(table(row.finalists, row.objective))
     console.print(f"winner: {verdict(row.finalists)}", style="bold", markup=False, soft_wrap=True)
     console.print(
-        f"  its best fresh run: {row.objective} {row.value:.4f} at epoch {row.epoch}",
+        f"  its best fresh run: {row.objective} {row.value:.4f}, with the model of epoch {row.epoch}",
         highlight=False,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,9 @@ class TrialRow:
         trial: its number in the study.
         state: as Optuna's storage says.
         ending: how it ended; None while it runs.
-        value: of the first objective, at `epoch`.
-        epoch: its best.
+        value: what its kept model is expected to have of the first objective.
+        model_value: what that model had of it, at `epoch`.
+        epoch: whose model it keeps.
         epochs: how many it ran.
         params: its hyperparameters.
         sampled: the names of those that the search varies.
@@ -107,6 +108,7 @@ class TrialRow:
     state: str
     ending: str | None
     value: float | None
+    model_value: float | None
     epoch: int | None
     epochs: int
     params: Mapping[str, Any]
@@ -199,13 +201,14 @@ def _finalist_runs(search: Search) -> FinalistRuns | None:
 def trial_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
     """Every trial that was begun, by number, with its state as Optuna's storage says.
 
-    Where not `linked`, MLflow is not asked for the models, which is quicker.
+    `value` is what the trial's kept model is expected to have, `model_value` what it had, at `epoch`. Where
+    not `linked`, MLflow is not asked for the models, which is quicker.
     """
     return [TrialRow(**_values(search, record, linked)) for record in search.study.records()]
 
 
 def best_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
-    """The best trial; several where there are several objectives.
+    """The best trial; several where there are several objectives. Its value is the mean of all its repeats.
 
     Where the search's finalists have run, the winner among them, as a `WinnerRow`. Where not `linked`, MLflow
     is not asked for the models.
@@ -221,7 +224,10 @@ def best_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
     ranked = search.standings
     if not ranked:
         records = [record for record in search.study.records() if record.number in numbers]
-        return [TrialRow(**_values(search, record, linked)) for record in records]
+        rows = [TrialRow(**_values(search, record, linked)) for record in records]
+        if search.spec.multi_objective:
+            return rows
+        return [replace(row, value=search.study.worth(row.trial)) for row in rows]
     return [WinnerRow(**_finalist_values(search, ranked[0], linked), finalists=tuple(ranked))]
 
 
@@ -278,6 +284,7 @@ def _values(search: Search, record: TrialRecord, linked: bool) -> dict[str, Any]
         "state": record.state,
         "ending": None if record.ending is None else record.ending.value,
         "value": record.value,
+        "model_value": record.best[search.metric] if record.best else None,
         "epoch": record.best_epoch,
         "epochs": record.epochs,
         "params": record.params,

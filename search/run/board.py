@@ -16,6 +16,7 @@ from search.console import duration, short
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import Assignment, Ending
 from search.study.search_study import Progress as Counts
+from trainables.training.keeping import value_of
 
 __all__ = ["Board"]
 
@@ -114,7 +115,7 @@ class Board:
         row["state"] = ending.value
         self._stale = True  # the study is told after the board, so it is asked at the next event
         if best:
-            row["value"] = best[self._metric]
+            row["value"] = value_of(best, self._metric)
         if not self._console.is_terminal:
             self._console.print(self._line(row), markup=False, highlight=False, soft_wrap=True)
         for old in sorted(self._rows)[:-200]:

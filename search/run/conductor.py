@@ -21,6 +21,7 @@ from search.run.failures import Alike, Failure, FailureKind
 from search.run.settlement import settled
 from search.study.search_study import Assignment, Ending, SearchStudy
 from trainables.record import BEST, EPOCHS, METRICS, TEST_METRICS, TOLD
+from trainables.training.keeping import expected_name
 
 __all__ = ["Conductor", "NoTrial", "Observer", "RunOf"]
 
@@ -153,7 +154,7 @@ class Conductor:
         metrics = {name: float(result[name]) for name in METRICS}
         best = {
             name: float(result[f"{BEST}/{name}"])
-            for name in ("epoch", *METRICS, *TEST_METRICS)
+            for name in ("epoch", *METRICS, *map(expected_name, METRICS), *TEST_METRICS)
             if f"{BEST}/{name}" in result
         }
         self._last[number] = best

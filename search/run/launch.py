@@ -147,7 +147,7 @@ def _given_up(study: SearchStudy, home: Home, tracker: Tracker) -> int:
     for number in left:
         checkpoints.bring_home(number)
         tracker.trial_started(study.continue_trial(number))
-        best = settled(study, home, number, [tracker], study.best_epoch(number))
+        best = settled(study, home, number, [tracker], study.kept(number))
         tracker.trial_ended(number, Ending.ABANDONED, best, "abandoned")
         study.end(number, Ending.ABANDONED, best, "abandoned", tracker.run_of(number, wait=True))
         checkpoints.clear(number)
@@ -204,7 +204,7 @@ def run_search(
         if seconds is None and spec.search.time is not None:
             seconds = max(0.0, spec.search.time - study.seconds_spent)
         try:
-            outcome = run(study, home, trackers[0], trial_config(spec), seconds=seconds)
+            outcome = run(study, home, trackers[0], trial_config(spec, rule=study.rule), seconds=seconds)
         except AllFailedAlike:
             _finish(search, trackers, Outcome.STOPPED, console)
             raise
@@ -214,7 +214,7 @@ def run_search(
             stack.callback(trackers[1].abort)
             told = finalists.cost(study, Capacity(spec).at_once)
             console.print(told, markup=False, highlight=False, soft_wrap=True)
-            config = {**trial_config(spec), "score_test": True}
+            config = {**trial_config(spec, rule=study.rule), "score_test": True}
             outcome = run(finalists, home.finalists, trackers[1], config)
         _finish(search, trackers, outcome, console)
     return outcome

@@ -13,10 +13,13 @@ from search.home import Home, is_inside
 from search.spec.domains import Choice, Domain, Fixed, Range
 from search.spec.search_spec import SearchSpec
 from search.study.earlier import start_of
+from search.study.pruners import pruner_problems
+from search.study.samplers import sampler_notes
 from trainables.errors import BackboneError, DataError
 from trainables.files.cache import default_root
 from trainables.files.remote import Remote, RemoteError
 from trainables.modality import Backbone, Data
+from trainables.training.keeping import LAST_EPOCHS
 from trainables.training.loop import Monitor, Settings
 from trainables.training.model import build_model, unfreeze
 
@@ -60,6 +63,7 @@ class Plan:
             f"sampler {spec.search.sampler}, pruner {spec.search.pruner}, "
             f"a trial takes cpu {spec.resources.cpu:g}, gpu {spec.resources.gpu:g}"
         )
+        yield from sampler_notes(spec)
         if start := start_of(spec, self.home):
             yield start.line
         if spec.search.finalists:
@@ -94,7 +98,7 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
     Raises:
         SpecError: with everything that would fail in trials.
     """
-    problems: list[Problem] = []
+    problems: list[Problem] = [] if home.spec.exists() else list(pruner_problems(spec))
     data = None
     try:
         data = spec.modality.load(spec.data.config, cache_dir=cache_root(spec), progress=progress)
@@ -158,11 +162,11 @@ def _described(domain: Domain) -> str:
             return text + "".join(f", or {other}" for other in r.alternatives)
 
 
-def trial_config(spec: SearchSpec) -> dict[str, Any]:
-    """What is the same in the `TrialConfig` of every trial."""
+def trial_config(spec: SearchSpec, *, rule: str = LAST_EPOCHS) -> dict[str, Any]:
+    """What is the same in the `TrialConfig` of every trial; `rule` says which epoch's model is kept."""
     metric, direction = next(iter(spec.search.objective.items()))
     settings = Settings(
-        monitor=Monitor(metric=metric, maximize=direction == "maximize"),
+        monitor=Monitor(metric=metric, maximize=direction == "maximize", rule=rule),
         views=spec.cache.views if spec.cache.enabled else None,
         device="cuda" if spec.resources.gpu else "cpu",
         threads=max(1, int(spec.resources.cpu)),

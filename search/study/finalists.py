@@ -3,7 +3,7 @@
 The best of many noisy values is too good (the winner's curse), so the search's own value does not say
 which of its best trials to trust. The top completed trials by validation value, one of each set of
 hyperparameters, are run again with all their epochs and no pruning, each on the same fresh seeds. Each run is
-scored once on the test split, with the weights of its best validation epoch; nothing else looks at that
+scored once on the test split, with the model that it keeps; nothing else looks at that
 split. The finalist with the best mean validation value wins; test scores are told, and choose nothing.
 
 - A run that failed has no value. A finalist with one ranks behind all without.

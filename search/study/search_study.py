@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, Self, cast
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,9 +22,13 @@ from search.errors import TransferSearchError
 from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.study import space
+from search.study.pruners import build_pruner
+from search.study.samplers import build_sampler
 from search.study.storage import DriverStorage, database, existing
 from trainables.seeds import derived_seed
 from trainables.training.hparams import HParams
+from trainables.training.keeping import BEST_EPOCH, LAST_EPOCHS, counted, expected_name, value_of
+from trainables.training.phases import phases
 
 __all__ = ["ENDINGS", "Assignment", "Ending", "Progress", "Row", "SearchStudy", "TrialRecord"]
 
@@ -65,10 +69,13 @@ ENDINGS: Mapping[Ending, Row] = {
     Ending.ABANDONED: Row(TrialState.FAIL, "KILLED", True),
 }
 
+_TELLING = (Ending.DIVERGED, Ending.ERRORED, Ending.OUT_OF_MEMORY)
+"""The failures that say something of a trial's hyperparameters."""
 _FEW = 4  # different values, of which an importance says something
 _ENDING = "ending"
 _STARTED = "started"
 _RUN = "mlflow_run_id"
+_RULE = "rule"
 _MOVES = "moves"
 _EPOCHS = "epochs"
 _ID = "search_id"
@@ -111,10 +118,11 @@ class TrialRecord:
         state: Optuna's, by name.
         ending: None while it runs.
         reason: why it was pruned or failed.
-        value: of the best epoch, by the first objective; None before the first.
-        best_epoch: its number, from 1.
+        value: what its kept model is expected to have of the first objective; None before the first epoch.
+        best_epoch: the number of the epoch whose model is kept, from 1.
         epochs: how many epochs were reported.
-        best: metrics of the best epoch, as far as the study was told, with its number as `epoch`.
+        best: metrics of that epoch, as far as the study was told, with its number as `epoch`; and what
+            they are expected to be (`trainables.training.keeping`), where that is another value.
         params: the hyperparameters that something read.
         mlflow_run_id: None where MLflow has not told it yet, or was away.
     """
@@ -170,6 +178,7 @@ class SearchStudy:
         if _ID not in study.user_attrs:
             study.set_user_attr("home", str(home.root))
             study.set_user_attr("budget", 0 if part_of else spec.search.trials)
+            study.set_user_attr(_RULE, part_of.rule if part_of else LAST_EPOCHS)
             for params in [] if part_of else [*space.first_params(spec), *start]:
                 study.enqueue_trial(dict(params), skip_if_exists=True)
             # The last of it: without an id it was never finished.
@@ -239,8 +248,8 @@ class SearchStudy:
 
     @classmethod
     def _ready(cls, study: optuna.Study, spec: SearchSpec) -> Self:
-        study.sampler = _sampler(spec, len(study.get_trials(deepcopy=False)))
-        study.pruner = _pruner(spec)
+        study.sampler = build_sampler(spec, len(study.get_trials(deepcopy=False)), _says_bad)
+        study.pruner = build_pruner(spec, partial(_hparams_of, spec))
         return cls(study, spec)
 
     # What is
@@ -249,6 +258,11 @@ class SearchStudy:
     def search_id(self) -> str:
         """Names the search for ever, whatever its folder is called."""
         return str(self._study.user_attrs[_ID])
+
+    @property
+    def rule(self) -> str:
+        """Which epoch's model is kept, and what it is worth; a search of old keeps the rule that it had."""
+        return str(self._study.user_attrs.get(_RULE, BEST_EPOCH))
 
     @property
     def budget(self) -> int:
@@ -314,25 +328,42 @@ class SearchStudy:
         return self.ranked()[:1]
 
     def ranked(self) -> list[FrozenTrial]:
-        """The completed trials by their value, best first; ties go to the earlier trial."""
+        """The completed trials by what their parameters are worth, best first; ties go to the earlier."""
         complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
         sign = -1 if self._study.direction == StudyDirection.MAXIMIZE else 1
-        return sorted(complete, key=lambda trial: (sign * cast(float, trial.value), trial.number))
+        worth = _worth(complete)
+        return sorted(complete, key=lambda trial: (sign * worth[trial.number], trial.number))
+
+    def worth(self, number: int) -> float | None:
+        """What a completed trial's hyperparameters are worth: the mean of all trials that drew the same.
+
+        A small space is drawn again and again, each time on a fresh seed: the best of many is the luckiest.
+        """
+        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        return _worth(complete).get(number)
 
     def leader(self) -> tuple[int, float] | None:
         """Number and value (of the first objective) of the best trial so far."""
         best = self.best()
-        return (best[0].number, best[0].values[0]) if best else None
+        if not best:
+            return None
+        number = best[0].number
+        return number, best[0].values[0] if self.spec.multi_objective else cast(float, self.worth(number))
 
-    def best_epoch(self, number: int) -> dict[str, float] | None:
-        """The best epoch of a trial as far as the study was told: its number and its value."""
+    def kept(self, number: int) -> dict[str, float] | None:
+        """The epoch whose model a trial keeps, as far as the study was told: its number and its value."""
         values = self._frozen(number).intermediate_values
         if not values or self.spec.multi_objective:
             return None
         ((metric, direction),) = self.spec.search.objective.items()
-        best = max if direction == "maximize" else min
-        epoch = best(values, key=lambda each: values[each])
-        return {"epoch": epoch, metric: values[epoch]}
+        begun = self.begun(number)
+        if self.rule == BEST_EPOCH or begun is None:
+            best = max if direction == "maximize" else min
+            epoch = best(values, key=lambda each: values[each])
+            return {"epoch": epoch, metric: values[epoch]}
+        epoch = max(values)
+        window = [values[each] for each in counted(phases(begun.hparams), epoch) if each in values]
+        return {"epoch": epoch, metric: values[epoch], expected_name(metric): statistics.fmean(window)}
 
     def importances(self) -> dict[str, float]:
         """What share of the objective's variance each drawn parameter explains; empty where unknown.
@@ -362,7 +393,7 @@ class SearchStudy:
         told = trial.user_attrs.get(_ENDING)
         if trial.state == TrialState.RUNNING:
             told = None
-        best = told["best"] if told else self.best_epoch(trial.number)
+        best = told["best"] if told else self.kept(trial.number)
         metric = next(iter(self.spec.search.objective))
         started = trial.user_attrs.get(_STARTED)
         return TrialRecord(
@@ -370,7 +401,7 @@ class SearchStudy:
             state=trial.state.name,
             ending=Ending(told["ending"]) if told else None,
             reason=told["reason"] if told else "",
-            value=best[metric] if best else None,
+            value=value_of(best, metric) if best else None,
             best_epoch=int(best["epoch"]) if best else None,
             epochs=max(self.told(trial.number), default=int(best["epoch"]) if best else 0),
             best=best,
@@ -506,7 +537,7 @@ class SearchStudy:
         Args:
             number: Optuna's number of the trial.
             ending: a row of the table.
-            best: metrics of the best epoch and its number as `epoch`; None if no epoch ended.
+            best: metrics of the kept epoch, as in `TrialRecord`; None if no epoch ended.
             reason: for people: why it was pruned or failed.
             run: MLflow's run of the trial, where `ran_as` was not told of it.
         """
@@ -520,7 +551,7 @@ class SearchStudy:
         values = None
         if row.optuna == TrialState.COMPLETE:
             assert best is not None, f"trial {number} completed without an epoch"
-            values = [best[metric] for metric in self.spec.search.objective]
+            values = [value_of(best, metric) for metric in self.spec.search.objective]
         self._study.tell(trial, values, state=row.optuna)
 
     def _trial(self, number: int) -> optuna.Trial:
@@ -530,40 +561,21 @@ class SearchStudy:
         return self._study.get_trials(deepcopy=False)[number]
 
 
-def _sampler(spec: SearchSpec, begun: int) -> BaseSampler:
-    """The sampler; its seed moves on with the trials begun, since a resumed one would repeat itself."""
-    seed = derived_seed(spec.search.seed, "sampler", begun) % 2**32
-    samplers = optuna.samplers
-    match spec.search.sampler:
-        case "tpe":
-            with warnings.catch_warnings():
-                # `multivariate` and `group` are marked experimental; conditional spaces need them.
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                return samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-        case "random":
-            return samplers.RandomSampler(seed=seed)
-        case "gp":
-            return samplers.GPSampler(seed=seed)
-        case "cmaes":
-            return samplers.CmaEsSampler(seed=seed)
-        case "qmc":
-            return samplers.QMCSampler(seed=derived_seed(spec.search.seed, "qmc") % 2**32)
-        case "nsga2":
-            return samplers.NSGAIISampler(seed=seed)
-        case "grid":
-            return samplers.RandomSampler(seed=seed)  # of what is enqueued nothing is left to draw
+def _worth(complete: Sequence[FrozenTrial]) -> dict[int, float]:
+    """By trial, the mean value of all completed trials of the same drawn parameters."""
+    values: dict[str, list[float]] = {}
+    drawn = {trial.number: repr(sorted(trial.params.items())) for trial in complete}
+    for trial in complete:
+        values.setdefault(drawn[trial.number], []).append(cast(float, trial.value))
+    return {number: statistics.fmean(values[key]) for number, key in drawn.items()}
 
 
-def _pruner(spec: SearchSpec) -> BasePruner:
-    pruners = optuna.pruners
-    match spec.search.pruner:
-        case "asha":
-            return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-        case "hyperband":
-            return pruners.HyperbandPruner(max_resource=spec.search.max_epochs)
-        case "median":
-            return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
-        case "wilcoxon":
-            return pruners.WilcoxonPruner()
-        case "none":
-            return pruners.NopPruner()
+def _says_bad(trial: FrozenTrial) -> bool:
+    """Whether a failed trial failed by its hyperparameters, as far as anybody can tell."""
+    told = trial.user_attrs.get(_ENDING)
+    return told is not None and Ending(told["ending"]) in _TELLING
+
+
+def _hparams_of(spec: SearchSpec, trial: FrozenTrial) -> HParams | None:
+    started = trial.user_attrs.get(_STARTED)
+    return None if started is None else spec.hparams.from_dict(started["hparams"])

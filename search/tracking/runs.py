@@ -35,6 +35,7 @@ from search.tracking.client import (
     refuse,
 )
 from trainables.record import MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
+from trainables.training.keeping import value_of
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -232,7 +233,7 @@ class Runs:
         tags = {STATE_TAG: ending.value, "reason": event["reason"][-500:]}
         if best:
             tags["best_epoch"] = str(int(best["epoch"]))
-            told = {f"best_{name}": best[name] for name in self._spec.search.objective}
+            told = {f"best_{name}": value_of(best, name) for name in self._spec.search.objective}
             told |= {name: best[name] for name in TEST_METRICS if name in best}
             epochs.append((int(best["epoch"]), told))
         if ending is not Ending.INTERRUPTED:

@@ -33,6 +33,7 @@ from trainables.training import optim
 from trainables.training.ahead import ahead, placed
 from trainables.training.features import FrozenFeatures
 from trainables.training.hparams import HParams
+from trainables.training.keeping import BEST_EPOCH, LAST_EPOCHS, counted, expected
 from trainables.training.metrics import Scores
 from trainables.training.model import TransferModel, build_model, make_card, save_delta, unfreeze
 from trainables.training.phases import Phase, phases
@@ -53,10 +54,11 @@ Part = tuple[Tensor, Tensor, float, Tensor | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Monitor:
-    """The metric that says which epoch is best, and its direction."""
+    """The metric that a trial is worth, its direction, and the rule (`keeping`) of which epoch is kept."""
 
     metric: str = "val_accuracy"
     maximize: bool = True
+    rule: str = LAST_EPOCHS
 
     def better(self, value: float, than: float | None) -> bool:
         """Whether `value` beats `than`; the earlier epoch keeps a tie, and a NaN never wins."""
@@ -70,7 +72,7 @@ class Settings:
     """What a search fixes for all its trials, beside their hyperparameters.
 
     Attributes:
-        monitor: picks the best epoch.
+        monitor: picks the epoch whose model is kept.
         views: views of a policy that a cached head trains on, in turn; None: a fresh one each epoch.
         device: where it trains.
         threads: CPU threads of a trial; part of the result, since sums are split among threads.
@@ -122,8 +124,10 @@ class Training:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
         self.epoch = 0
         self.best: dict[str, float] | None = None
+        """Number and metrics of the epoch whose model is kept, and what these are expected to be."""
         self.epochs: Epochs = {}
         self.improved = False
+        """Whether the epoch that was run last is the one that is kept."""
         self.phases = phases(hparams)
         self.modality: Modality[Any] = modality(hparams.modality)
         self.policy = self.modality.policy(hparams, data, backbone.preprocessing)
@@ -192,24 +196,27 @@ class Training:
             self.improved = self.best is not None and self.best["epoch"] == self.epoch
             return self.epochs[self.epoch]
         self.epochs[self.epoch] = metrics
-        self.improved = self._is_best(self.epoch)
+        self.improved = self._is_kept(self.epoch)
         return metrics
 
-    def _is_best(self, epoch: int) -> bool:
-        """Whether an epoch beats the best one, whose place it then takes."""
-        metric = self.settings.monitor.metric
-        metrics = self.epochs[epoch]
-        better = self.settings.monitor.better(metrics[metric], self.best[metric] if self.best else None)
-        if better:
-            self.best = {"epoch": epoch, **metrics}
-        return better
+    def _is_kept(self, epoch: int) -> bool:
+        """Whether an epoch takes the place of the one that is kept, by the monitor's rule."""
+        monitor, metrics = self.settings.monitor, self.epochs[epoch]
+        if monitor.rule == BEST_EPOCH:
+            kept = monitor.better(metrics[monitor.metric], self.best[monitor.metric] if self.best else None)
+        else:
+            kept = math.isfinite(metrics[monitor.metric])
+        if kept:
+            means = {} if monitor.rule == BEST_EPOCH else expected(self.epochs, counted(self.phases, epoch))
+            self.best = {"epoch": epoch, **metrics, **means}
+        return kept
 
     def adopt(self, epochs: Epochs) -> None:
         """Takes over what is known of epochs that the state does not hold: they are run again, told once."""
         for epoch in sorted(epochs.keys() - self.epochs.keys()):
             self.epochs[epoch] = dict(epochs[epoch])
             if epoch > self.epoch:
-                self._is_best(epoch)
+                self._is_kept(epoch)
 
     def evaluate(self, split: str) -> Scores:
         """Scores of the model as it is on a split, not augmented, trunk and head together."""
@@ -537,7 +544,7 @@ class Training:
 def fit(
     training: Training, report: Callable[[int, dict[str, float]], bool | None]
 ) -> dict[str, float] | None:
-    """The best epoch's metrics of a training run to its end, or until `report(epoch, metrics)` is True."""
+    """The kept epoch's metrics of a training run to its end, or until `report(epoch, metrics)` is True."""
     while not training.finished:
         metrics = training.run_epoch()
         if report(training.epoch, metrics):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
 from search.errors import TransferSearchError
 from search.home import Home
+from search.study.finalists import FinalistStudy
 from search.study.search_study import ENDINGS, Ending, SearchStudy
 from tests.search.specs import small
 from trainables.record import METRICS
@@ -46,7 +48,7 @@ def test_a_row_of_the_table(
     number = study.ask().number
     study.report(number, 1, metrics(0.5))
     study.report(number, 2, metrics(0.75))
-    study.end(number, ending, BEST, "why")
+    study.end(number, ending, BEST | {"expected_val_accuracy": 0.7}, "why")
     (trial,) = study.trials()
     assert trial.state == state
     assert ENDINGS[ending].mlflow == mlflow
@@ -54,7 +56,8 @@ def test_a_row_of_the_table(
     assert trial.intermediate_values == {1: 0.5, 2: 0.75}
     assert bool(study.best()) == (ending is Ending.COMPLETED)
     (record,) = study.records()
-    assert (record.value, record.best_epoch, record.epochs) == (0.75, 2, 2)
+    expected = 0.7 if state != TrialState.RUNNING else (0.5 + 0.75) / 2
+    assert (record.value, record.best_epoch, record.epochs) == (expected, 2, 2)
     if state != TrialState.RUNNING:
         assert (record.ending, record.reason) == (ending, "why")
 
@@ -63,13 +66,39 @@ def test_every_ending_has_a_row() -> None:
     assert set(ENDINGS) == set(Ending)
 
 
-def test_a_completed_trial_has_the_value_of_its_best_epoch(folder: Path) -> None:
+def test_a_completed_trial_is_worth_what_its_kept_model_is_expected_to_have(folder: Path) -> None:
     study = opened()
     number = study.ask().number
-    for epoch, value in enumerate((0.5, 0.75, 0.6), 1):
+    for epoch, value in enumerate((0.5, 0.75, 0.6, 0.8), 1):
         study.report(number, epoch, metrics(value))
-    study.end(number, Ending.COMPLETED, BEST)
-    assert study.leader() == (0, 0.75)
+    kept = study.kept(number)
+    assert kept is not None
+    assert kept == {"epoch": 4, "val_accuracy": 0.8, "expected_val_accuracy": pytest.approx(0.7)}
+    study.end(number, Ending.COMPLETED, BEST | kept)
+    assert study.leader() == (0, pytest.approx(0.7))
+    (record,) = study.records()
+    assert (record.value, record.best_epoch) == (pytest.approx(0.7), 4)
+
+
+def test_a_search_of_old_keeps_its_rule(folder: Path) -> None:
+    study = opened()
+    assert study.rule == opened().rule == "last_epochs"
+    home, spec = Home.of("old", Path("elsewhere")), small()
+    home.make()
+    # What was stored before the study told its rule.
+    optuna.create_study(study_name="small", storage=home.study_url, direction="maximize").set_user_attr(
+        "search_id", "of old"
+    )
+    old = SearchStudy.create(spec, home)
+    old.budget = 4
+    assert old.rule == "best_epoch"
+    assert FinalistStudy.create(spec, home, part_of=old).rule == "best_epoch"
+    number = old.ask().number
+    for epoch, value in enumerate((0.5, 0.75, 0.6), 1):
+        old.report(number, epoch, metrics(value))
+    assert old.kept(number) == {"epoch": 2, "val_accuracy": 0.75}
+    old.end(number, Ending.COMPLETED, BEST)
+    assert old.leader() == (0, 0.75)
 
 
 def test_the_first_trial_is_the_recipe(folder: Path) -> None:
@@ -149,6 +178,21 @@ def test_ties_go_to_the_earlier_trial(folder: Path) -> None:
     assert study.leader() == (0, 0.75)
 
 
+def test_a_repeat_counts_by_the_mean(folder: Path) -> None:
+    study = opened("space.lr=0.01", "space.policy=none", "space.batch_size=[32, 64]", "search.sampler=random")
+    values: dict[int, list[float]] = {}
+    for value in (0.9, 0.1, 0.6, 0.5, 0.7, 0.55, 0.6, 0.5):
+        trial = study.ask()
+        values.setdefault(trial.hparams.batch_size, []).append(value)
+        study.end(trial.number, Ending.COMPLETED, {**BEST, "val_accuracy": value})
+    means = {size: sum(each) / len(each) for size, each in values.items()}
+    leader = study.leader()
+    assert leader is not None
+    assert len(means) == 2
+    assert leader[1] == pytest.approx(max(means.values()))
+    assert leader[1] < 0.9
+
+
 def test_failed_trials_can_be_run_again(folder: Path) -> None:
     study = opened()
     study.end(study.ask().number, Ending.COMPLETED, BEST)
@@ -172,7 +216,7 @@ def test_every_sampler_draws(folder: Path, sampler: str) -> None:
     assert len(drawn) == 12 if sampler == "grid" else len(drawn) > 3
 
 
-@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "wilcoxon", "none"])
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "none"])
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_every_pruner_answers(folder: Path, pruner: str) -> None:
     study = opened(f"search.pruner={pruner}", "search.max_epochs=9")

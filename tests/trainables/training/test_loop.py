@@ -23,6 +23,7 @@ from trainables.image.backbones import Backbone
 from trainables.image.data import ImageData
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.record import APPLIED_FILE, METRICS, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
+from trainables.training.keeping import BEST_EPOCH, EXPECTED, value_of
 from trainables.training.loop import Monitor, Settings, Training, _training_dtype, fit
 from trainables.training.metrics import Scores, scores
 from trainables.training.model import load_delta
@@ -36,7 +37,7 @@ TIMINGS = ("epoch_seconds", "images_per_second")
 def steady(metrics: dict[str, float] | None) -> dict[str, float]:
     """The metrics that do not depend on the clock."""
     assert metrics is not None
-    return {name: value for name, value in metrics.items() if name not in TIMINGS}
+    return {name: value for name, value in metrics.items() if name.removeprefix(EXPECTED) not in TIMINGS}
 
 
 def plain(value: Any) -> Any:
@@ -496,7 +497,7 @@ def test_probes_of_other_sizes_and_weights_share_nothing(
         computed = cache.usage.computed
 
 
-# The best epoch and the model that is kept
+# The epoch that is kept, and what it is worth
 
 
 def test_the_monitor_prefers_the_better_the_earlier_and_numbers() -> None:
@@ -515,23 +516,21 @@ def test_the_monitor_prefers_the_better_the_earlier_and_numbers() -> None:
 @pytest.mark.parametrize(
     ("monitor", "values", "best"),
     [
-        (Monitor(), [0.2, 0.5, 0.5, 0.4], 2),
-        (Monitor(), [math.nan, 0.1, math.nan, 0.1], 2),
-        (Monitor(metric="val_loss", maximize=False), [0.3, 0.2, 0.4, 0.2], 2),
+        (Monitor(rule=BEST_EPOCH), [0.2, 0.5, 0.5, 0.4], 2),
+        (Monitor(rule=BEST_EPOCH), [math.nan, 0.1, math.nan, 0.1], 2),
+        (Monitor(metric="val_loss", maximize=False, rule=BEST_EPOCH), [0.3, 0.2, 0.4, 0.2], 2),
+        (Monitor(rule=BEST_EPOCH), [math.nan] * 4, None),
+        (Monitor(), [0.2, 0.5, 0.5, 0.4], 4),
+        (Monitor(), [0.2, 0.5, 0.5, math.nan], 3),
+        (Monitor(metric="val_loss", maximize=False), [0.2, 0.5, 0.5, 0.6], 4),
         (Monitor(), [math.nan] * 4, None),
     ],
 )
-def test_the_best_epoch_is_the_monitors(
+def test_the_kept_epoch_is_the_monitors(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, monitor: Monitor, values: list[float], best: int | None
 ) -> None:
     training = begin(max_epochs=4, settings=Settings(threads=1, monitor=monitor))
-    left = iter(values)
-
-    def measured() -> Scores:
-        value = next(left)
-        return Scores(loss=value, accuracy=value, macro_f1=value)
-
-    monkeypatch.setattr(training, "_measure", measured)
+    scripted(training, monkeypatch, values)
     improved = []
     for _ in values:
         metrics = training.run_epoch()
@@ -545,6 +544,40 @@ def test_the_best_epoch_is_the_monitors(
         assert training.best["epoch"] == best
         assert training.best[monitor.metric] == values[best - 1]
         assert max(n for n, each in enumerate(improved, 1) if each) == best
+
+
+def scripted(training: Training, monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Lets the training measure `values`, epoch after epoch."""
+    left = iter(values)
+
+    def measured() -> Scores:
+        value = next(left)
+        return Scores(loss=value, accuracy=value, macro_f1=value)
+
+    monkeypatch.setattr(training, "_measure", measured)
+
+
+def test_a_trial_is_worth_the_mean_of_its_last_epochs(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = begin(max_epochs=6)
+    scripted(training, monkeypatch, [0.1, 0.2, 0.9, 0.4, 0.5, 0.3])
+    worth = []
+    for _ in range(6):
+        training.run_epoch()
+        assert training.best is not None
+        worth.append(value_of(training.best, "val_accuracy"))
+    assert worth == pytest.approx([0.1, 0.15, 0.4, 0.5, 0.6, 0.4])
+    assert training.best["val_accuracy"] == 0.3, "the kept model is that of the last epoch"
+
+
+def test_a_fine_tune_that_collapses_is_not_worth_its_probe(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = begin(max_epochs=4, strategy="lp_ft", lp_share=0.5, freeze=0.9)
+    scripted(training, monkeypatch, [0.7, 0.72, 0.1, 0.1])
+    while not training.finished:
+        training.run_epoch()
+    assert training.best is not None
+    assert value_of(training.best, "val_accuracy") == pytest.approx(0.1)
 
 
 def test_a_training_that_diverges_has_no_best_epoch(begin: Begin) -> None:
