@@ -22,6 +22,7 @@ from search.tracking.reader import ChildRun, child_runs
 from trainables.files.sealed import Damaged, unsealed
 from trainables.files.trial_folder import Epochs, model_metric, read_epochs
 from trainables.record import METRICS, STATE_FILE
+from trainables.training.keeping import value_of
 
 __all__ = ["Cure", "Finding", "findings"]
 
@@ -144,9 +145,7 @@ def _of_value(study: SearchStudy, name: str, record: TrialRecord) -> Iterator[Fi
     if record.ending is not Ending.COMPLETED or record.best is None or values is None:
         return
     for metric, value in zip(study.spec.search.objective, values, strict=True):
-        known = record.best.get(metric)
-        if len(values) == 1:
-            known = record.value
+        known = value_of(record.best, metric) if metric in record.best else None
         if known is not None and not _same(value, known):
             told = f"{name}: its value is {value:g} in Optuna, but its ending was told with {known:g}"
             yield _finding(record, told, Cure.NONE)
