@@ -7,6 +7,7 @@ node and a resumed search all go the same way: the trainable finds the state and
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -137,9 +138,12 @@ def run_trials(conductor: Conductor, *, trainable: Trainable | None = None) -> N
     if trainable is None:
         from trainables.image_transfer import ImageTransfer as trainable
     spec = conductor.study.spec
+    for left in conductor.home.ray.glob("tune-*"):  # of a driver that was killed; one works here at a time
+        shutil.rmtree(left, ignore_errors=True)
+    name = f"tune-{int(time.time())}"
     tune.run(
         trainable,
-        name=f"tune-{int(time.time())}",
+        name=name,
         storage_path=str(conductor.home.ray),
         search_alg=_Unsaved(_StudySearcher(conductor)),
         scheduler=_StudyScheduler(conductor),
@@ -153,3 +157,4 @@ def run_trials(conductor: Conductor, *, trainable: Trainable | None = None) -> N
         trial_dirname_creator=lambda trial: trial.trial_id,
     )
     conductor.stopped()
+    shutil.rmtree(conductor.home.ray / name, ignore_errors=True)  # nobody reads it

@@ -28,7 +28,7 @@ from search.spec.search_spec import SearchSpec, with_driver
 
 __all__ = ["DriverStorage", "database", "existing", "opened", "write_ahead"]
 
-_LOCKED_SECONDS = 20.0
+_LOCKED_SECONDS = 10.0
 
 
 def database(spec: SearchSpec, home: Home) -> RDBStorage:

@@ -237,6 +237,7 @@ def test_a_killed_sender_loses_nothing(folder: Path) -> None:
     thread.join()
     assert len(killed) == 1
     assert outcome is Outcome.FINISHED
+    assert not list(home.ray.glob("tune-*"))
     assert sorted(children(home)) == list(range(10))
     assert {run_.info.status for run_ in children(home).values()} == {"FINISHED"}
     assert not list(home.outbox.glob("*.jsonl"))
