@@ -32,8 +32,12 @@ class Search:
         self.study = study
 
     @classmethod
-    def open(cls, home: Home) -> Self:
+    def open(cls, home: Home, spec: SearchSpec | None = None) -> Self:
         """The search that was launched in `home`.
+
+        Args:
+            home: where the search lives.
+            spec: in place of the one that is kept there, of the same search.
 
         Raises:
             BadInput: if there is none, or its spec is damaged.
@@ -41,7 +45,7 @@ class Search:
         """
         if not home.spec.exists():
             home.check_free()
-        spec = read_spec(home.spec)
+        spec = spec or read_spec(home.spec)
         return cls(spec, home, SearchStudy.open(spec, home))
 
     @classmethod

@@ -166,6 +166,10 @@ def resume(
         str | None, typer.Option("--time", help="Time from now, such as 1h; else what is left.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Run failed trials again, as new ones.")] = False,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Where data or MLflow is now: data.source=DIR, tracking.uri=URL."),
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Go on with a search that was stopped, killed, or given more to do."""
@@ -177,7 +181,16 @@ def resume(
     place = Home.existing(name, home)
     seconds = None if time_left is None else seconds_of(time_left)
     with lasting_output():
-        farewell(*run(place, console, trials=trials, seconds=seconds, retry_failed=retry_failed))
+        farewell(
+            *run(
+                place,
+                console,
+                trials=trials,
+                seconds=seconds,
+                retry_failed=retry_failed,
+                overrides=override or (),
+            )
+        )
 
 
 @commands.command(cls=Verbatim)

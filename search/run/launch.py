@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from search.console import progress_bar
-from search.errors import AllFailedAlike
+from search.errors import AllFailedAlike, SpecError
 from search.home import LAUNCHED, Home, is_inside
 from search.masking import MaskingFilter
 from search.run.board import Board
@@ -28,6 +28,7 @@ from search.run.checkpoints import Checkpoints
 from search.run.conductor import Conductor
 from search.run.failures import Alike
 from search.run.preflight import planned, refusals
+from search.run.premises import Premises, check_movable
 from search.run.ray_session import cluster_ray, local_ray
 from search.run.settlement import settled
 from search.run.tuning import Trainable, run_trials
@@ -67,6 +68,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outc
         with _created(spec, home) as study:
 
             def keep() -> None:
+                Premises.of(spec, found).keep(study)
                 home.keep(spec.to_yaml())
                 if is_inside():
                     console.print(LAUNCHED)
@@ -96,6 +98,7 @@ def resume(
     trials: int | None = None,
     seconds: float | None = None,
     retry_failed: bool = False,
+    overrides: Sequence[str] = (),
 ) -> tuple[Search, Outcome]:
     """Goes on with a search, from its spec and its study alone; changes nothing unless it can.
 
@@ -105,19 +108,65 @@ def resume(
         trials: a new budget of trials; None: the one it has.
         seconds: more time from now; None: what is left of the spec's.
         retry_failed: whether failed trials are run again, as new trials beyond the budget.
+        overrides: where the data or MLflow is now, and what trials take, as `MOVABLE` says; kept if the
+            search goes on.
+
+    Raises:
+        BadInput: if the data or the space are others than at the launch, or another driver runs the search.
+        SpecError: if it cannot run on this machine.
     """
-    spec = read_spec(home.spec)
+    check_movable(overrides)
+    spec = read_spec(home.spec, overrides)
+    with _told_where_to_set(home):
+        return _resumed(
+            spec,
+            home,
+            console,
+            trials=trials,
+            seconds=seconds,
+            retry_failed=retry_failed,
+            is_moved=bool(overrides),
+        )
+
+
+@contextmanager
+def _told_where_to_set(home: Home) -> Iterator[None]:
+    """Adds to what is wrong with the data or MLflow how a search is told that they have moved."""
+    try:
+        yield
+    except SpecError as error:
+        for place, key in (("data", "data.source=DIR"), ("tracking", "tracking.uri=URL")):
+            if any(problem.place.startswith(place) for problem in error.problems):
+                error.add_note(f"if it has moved: transfer-search resume {home.name} --set {key}")
+        raise
+
+
+def _resumed(
+    spec: SearchSpec,
+    home: Home,
+    console: Console,
+    *,
+    trials: int | None,
+    seconds: float | None,
+    retry_failed: bool,
+    is_moved: bool,
+) -> tuple[Search, Outcome]:
     if problems := refusals(spec, home, is_new=False):
         planned(spec, home, None, problems)
     with ExitStack() as stack:
         stack.enter_context(home.lock())
-        search = Search.open(home)
+        search = Search.open(home, spec)
         sender = stack.enter_context(ready_sender(home))
         stack.enter_context(_ray(preloaded=True))
         with progress_bar(console) as progress:
-            planned(spec, home, progress)
+            premises = Premises.of(spec, planned(spec, home, progress))
+        premises.check(search.study)
 
         def extend() -> None:
+            if search.study.premises is None:
+                premises.keep(search.study)
+            if is_moved:
+                home.keep(spec.to_yaml())
             if trials is not None:
                 search.study.budget = trials
             if retry_failed:

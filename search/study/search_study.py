@@ -283,6 +283,16 @@ class SearchStudy:
         self._study.set_user_attr("seconds_spent", seconds)
 
     @property
+    def premises(self) -> dict[str, Any] | None:
+        """What the search was launched on; None where that was not written down."""
+        known: dict[str, Any] | None = self._study.user_attrs.get("premises")
+        return known
+
+    @premises.setter
+    def premises(self, premises: Mapping[str, Any]) -> None:
+        self._study.set_user_attr("premises", dict(premises))
+
+    @property
     def parent_run(self) -> str | None:
         """MLflow's id of the search's parent run."""
         run = self._study.user_attrs.get("mlflow_run_id")

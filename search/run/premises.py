@@ -1,0 +1,123 @@
+"""What a search was launched on: its data and its space, which `resume` checks are still the same.
+
+Values of trials that saw other images, or that were drawn from another space, cannot be compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from search.errors import BadInput
+from search.spec.domains import plain
+from search.spec.search_spec import SearchSpec
+from search.study.search_study import SearchStudy
+
+if TYPE_CHECKING:
+    from search.run.planning import Plan
+
+__all__ = ["MOVABLE", "Premises", "check_movable"]
+
+MOVABLE = (
+    "cache",
+    "data.root",
+    "data.source",
+    "resources",
+    "tracking.experiment",
+    "tracking.uri",
+)
+"""What `resume --set` may change: where things are and what trials take, not what they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Premises:
+    """What the values of a search's trials depend on.
+
+    Attributes:
+        data: fingerprint of pixels, labels, classes and splits.
+        classes: their names.
+        images: how many each split has.
+        space: the domains of the hyperparameters, as a spec writes them.
+    """
+
+    data: str
+    classes: Sequence[str]
+    images: dict[str, int]
+    space: dict[str, Any]
+
+    @classmethod
+    def of(cls, spec: SearchSpec, plan: Plan) -> Self:
+        """Those of a plan."""
+        return cls(
+            data=plan.data.fingerprint,
+            classes=list(plan.data.classes),
+            images={split: len(places) for split, places in plan.data.splits.items()},
+            space={name: plain(domain) for name, domain in spec.space.items() if name != "weights"},
+        )
+
+    def keep(self, study: SearchStudy) -> None:
+        """Writes them down in the study."""
+        study.premises = self._plain()
+
+    def check(self, study: SearchStudy) -> None:
+        """Compares them with those of the launch, where these are known.
+
+        Raises:
+            BadInput: if they differ, with the difference.
+        """
+        if study.premises is None:
+            return  # launched before they were written down
+        changes = list(self._changes(study.premises))
+        if changes:
+            raise BadInput(
+                f"the search {study.spec.name!r} cannot go on, since its trials could not be compared any "
+                f"more: {'; '.join(changes)}. Put back what there was, or launch another search"
+            )
+
+    def _plain(self) -> dict[str, Any]:
+        """As a database gives them back."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
+    def _changes(self, launched: dict[str, Any]) -> Iterator[str]:
+        now = self._plain()
+        if launched["data"] != now["data"]:
+            yield f"the data has changed ({_data_change(launched, now)})"
+        was, is_now = launched["space"], now["space"]
+        changed = [name for name in {**was, **is_now} if was.get(name) != is_now.get(name)]
+        if changed:
+            told = [f"{name} was {was.get(name)}, is {is_now.get(name)}" for name in changed]
+            yield f"the space has changed ({', '.join(told)})"
+
+
+def _data_change(was: dict[str, Any], now: dict[str, Any]) -> str:
+    if was["classes"] != now["classes"]:
+        gone = [name for name in was["classes"] if name not in now["classes"]]
+        new = [name for name in now["classes"] if name not in was["classes"]]
+        return f"classes gone: {', '.join(gone[:10]) or 'none'}; new: {', '.join(new[:10]) or 'none'}"
+    counts = [
+        f"{split} {count} -> {now['images'].get(split)}"
+        for split, count in was["images"].items()
+        if count != now["images"].get(split)
+    ]
+    return ", ".join(counts) or "as many images, but other ones, or other labels"
+
+
+def check_movable(overrides: Sequence[str]) -> None:
+    """Checks that `resume --set` changes only what may change.
+
+    Raises:
+        BadInput: if it changes anything else.
+    """
+    wrong = [each for each in overrides if not _is_movable(each.partition("=")[0])]
+    if wrong:
+        raise BadInput(
+            f"--set {wrong[0]!r}: of a search that was launched, only {', '.join(MOVABLE)} may be set; "
+            "launch another search for the rest"
+        )
+
+
+def _is_movable(path: str) -> bool:
+    return any(path == allowed or path.startswith(f"{allowed}.") for allowed in MOVABLE)
