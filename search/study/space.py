@@ -11,6 +11,7 @@ import optuna
 
 from search.spec.domains import Choice, Fixed, Range
 from search.spec.search_spec import SearchSpec
+from search.study.recipes import recipes
 from trainables.training.hparams import HParams, Knob, Rows, is_active
 
 __all__ = ["configured", "default_params", "first_params", "fitted_params", "grid_params", "suggest"]
@@ -78,10 +79,11 @@ def _draw_cell(trial: optuna.trial.BaseTrial, name: str, column: Knob) -> Any:
 
 
 def first_params(spec: SearchSpec) -> list[dict[str, Any]]:
-    """What is run before the sampler draws: the recipe's defaults, or all of a grid."""
+    """What is run before the sampler draws: the recipes, or all of a grid."""
     if spec.search.sampler == "grid":
         return grid_params(spec)
-    return [default_params(spec)]
+    fitted = (fitted_params(spec, values) for values in recipes(spec))
+    return [params for params in fitted if params is not None] or [default_params(spec)]
 
 
 def configured(params: Mapping[str, Any], spec: SearchSpec) -> dict[str, Any] | None:

@@ -169,6 +169,7 @@ class HParams:
         "`ridge` or `logistic` regression; for `lp_ft` the solved head takes the place of the first epochs.",
         choices=SOLVERS,
         when={"strategy": ("probe", "lp_ft"), "head": ("linear",)},
+        space=["ridge", "logistic", "gradient"],
     )
     freeze: float = knob(
         0.5,
@@ -229,7 +230,7 @@ class HParams:
         low=1e-7,
         high=10.0,
         unless=_SOLVED,
-        space={"low": 1e-5, "high": 1e-2, "log": True},
+        space={"low": 3e-4, "high": 3e-2, "log": True},
     )
     momentum: float = knob(
         0.9,

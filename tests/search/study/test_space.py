@@ -92,3 +92,21 @@ def test_the_grid_holds_every_point() -> None:
     assert len(points) == 2 * 5 * 2
     assert {point["batch_size"] for point in points} == {32, 64}
     assert max(point["lr"] for point in points) == pytest.approx(0.5)
+
+
+def test_a_choice_of_strategies_begins_with_a_recipe_for_each_and_the_solved_head_first() -> None:
+    spec = default_space()
+    first = [space.configured(params, spec) for params in space.first_params(spec)]
+    assert all(values is not None for values in first)
+    told = [values or {} for values in first]
+    assert [values["strategy"] for values in told] == ["probe", "lp_ft", "full", "partial"]
+    assert (told[0]["solver"], told[0]["features"]) == ("ridge", "stages")
+    for values in told[1:]:
+        assert (values["batch_size"], values["batch_norm"], values["policy"]) == (32, "eval", "none")
+        assert values["lr"] * values["backbone_lr_mult"] < 1e-3
+    # As far as the space has them: what is fixed stays.
+    narrow = small("space={strategy: probe, solver: [logistic, ridge], features: last}")
+    (values,) = (space.configured(params, narrow) or {} for params in space.first_params(narrow))
+    assert (values["solver"], values["features"]) == ("ridge", "last")
+    # A space without such a choice begins as it always did.
+    assert space.first_params(small()) == [space.default_params(small())]

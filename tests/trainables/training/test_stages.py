@@ -15,7 +15,23 @@ from trainables.training.stages import StagedTrunk, pooled_stages, stage_names, 
 FAMILIES = {**SMALL, **{f"timm/{name}": size for name, size in TIMM.items()}}
 
 
-@pytest.mark.parametrize(("name", "size"), FAMILIES.items())
+FEW = (
+    "densenet121",
+    "shufflenet_v2_x0_5",
+    "swin_t",
+    "vgg11_bn",
+    "timm/vit_tiny_patch16_224",
+    "timm/resnet10t",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, marks=[] if name in FEW else [pytest.mark.slow])
+        for name, size in FAMILIES.items()
+    ],
+)
 def test_every_family_has_stages(name: str, size: int) -> None:
     with WithoutInit():
         backbone = backbones.build(name, weights="none", image_size=size)
