@@ -45,7 +45,7 @@ def _show_finalists(row: WinnerRow) -> None:
     console.print(table(row.finalists, row.objective))
     console.print(f"winner: {verdict(row.finalists)}", style="bold", markup=False, soft_wrap=True)
     console.print(
-        f"  its best fresh run: {row.objective} {row.value:.4f}, with the model of epoch {row.epoch}",
+        f"  its run on the first seed: {row.objective} {row.value:.4f}, with the model of epoch {row.epoch}",
         highlight=False,
     )
 

@@ -78,7 +78,7 @@ def export_trial(
 ) -> Iterator[str]:
     """Writes the model of a trial (None: the best, or the winner) to the folder `to`, whole or not at all.
 
-    Yields what it did, in lines. A winner among finalists is its fresh run with the best validation value.
+    Yields what it did, in lines. A winner among finalists is its run on the first fresh seed.
 
     Raises:
         BadInput: if there is no such trial or model, or the folder is not an export's.

@@ -14,7 +14,7 @@ from search.errors import BadInput
 from search.results.rows import TrialRow, WinnerRow, best_rows, summary, trial_rows
 from search.search import Search
 from search.spec.domains import Range
-from search.study.finalists import Finalist, mean_text, verdict
+from search.study.finalists import Finalist, Summary, interval_text, mean_text, verdict
 from search.study.search_study import SearchStudy
 
 if TYPE_CHECKING:
@@ -99,12 +99,16 @@ def _finalists(finalists: Sequence[Finalist], metric: str) -> str:
     scores = list(finalists[0].test)
     cells = []
     for each in finalists:
-        interval = each.validation.interval
-        covered = "" if interval is None else "{:.4f} to {:.4f}".format(*interval)
-        tests = (mean_text(each.test[name]) if name in each.test else "" for name in scores)
+        covered = interval_text(each.validation)
+        tests = (_with_interval(each.test[name]) if name in each.test else "" for name in scores)
         tie = "tie" if each.ties_with_best else ""
         cells.append((each.trial, mean_text(each.validation), covered, *tests, each.failed, tie))
-    return _table(("trial", metric, "95 % interval", *scores, "failed runs", ""), cells)
+    return _table(("trial", f"{metric} (selected)", "95 % interval", *scores, "failed runs", ""), cells)
+
+
+def _with_interval(summary: Summary) -> str:
+    covered = interval_text(summary)
+    return mean_text(summary) + (f" ({covered})" if covered else "")
 
 
 def _trials(rows: Sequence[TrialRow], metric: str) -> str:

@@ -125,7 +125,7 @@ class TrialRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalistRow(TrialRow):
-    """A finalist: `trial` is the search's, the rest is of its fresh run with the best validation value.
+    """A finalist: `trial` is the search's, the rest is of its run on the first fresh seed.
 
     Attributes:
         finalist_run: the number of that run in the finalists' study.
@@ -232,7 +232,7 @@ def best_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
 
 
 def _finalist_values(search: Search, finalist: Finalist, linked: bool) -> dict[str, Any]:
-    """The fields of a `FinalistRow`: of the finalist's fresh run with the best validation value."""
+    """The fields of a `FinalistRow`: of the finalist's run on the first fresh seed."""
     assert search.finalists is not None, "finalists stand only where their study is"
     run = next(record for record in search.finalists.records() if record.number == finalist.run)
     return {

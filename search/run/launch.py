@@ -68,7 +68,10 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outc
         with _created(spec, home) as study:
 
             def keep() -> None:
+                from search.run.planning import samples
+
                 Premises.of(spec, found).keep(study)
+                study.samples = samples(found.data)
                 home.keep(spec.to_yaml())
                 if is_inside():
                     console.print(LAUNCHED)
@@ -159,12 +162,16 @@ def _resumed(
         sender = stack.enter_context(ready_sender(home))
         stack.enter_context(_ray(preloaded=True))
         with progress_bar(console) as progress:
-            premises = Premises.of(spec, planned(spec, home, progress))
+            found = planned(spec, home, progress)
+        premises = Premises.of(spec, found)
         premises.check(search.study)
 
         def extend() -> None:
+            from search.run.planning import samples
+
             if search.study.premises is None:
                 premises.keep(search.study)
+            search.study.samples = samples(found.data)
             if is_moved:
                 home.keep(spec.to_yaml())
             if trials is not None:

@@ -8,11 +8,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from search.errors import Problem, SpecError
 from search.home import Home, is_inside
 from search.spec.domains import Choice, Domain, Fixed, Range
 from search.spec.search_spec import SearchSpec
 from search.study.earlier import start_of
+from search.study.intervals import Sample
 from search.study.pruners import pruner_problems
 from search.study.samplers import sampler_notes
 from trainables.errors import BackboneError, DataError
@@ -23,7 +26,7 @@ from trainables.training.keeping import LAST_EPOCHS
 from trainables.training.loop import Monitor, Settings
 from trainables.training.model import build_model, unfreeze
 
-__all__ = ["Plan", "cache_root", "plan", "trial_config", "values_of"]
+__all__ = ["Plan", "cache_root", "plan", "samples", "trial_config", "values_of"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -160,6 +163,16 @@ def _described(domain: Domain) -> str:
             text = f"{r.low:g} to {r.high:g}" + (", log" if r.log else "")
             text += f", in steps of {r.step:g}" if r.step else ""
             return text + "".join(f", or {other}" for other in r.alternatives)
+
+
+def samples(data: Data) -> dict[str, Sample]:
+    """The images of the splits that values are measured on."""
+    counts = {split: torch.bincount(data.labels[data.splits[split]]) for split in ("validation", "test")}
+    return {
+        split: Sample(count=int(each.sum()), majority=float(each.max() / each.sum()))
+        for split, each in counts.items()
+        if each.sum()
+    }
 
 
 def trial_config(spec: SearchSpec, *, rule: str = LAST_EPOCHS) -> dict[str, Any]:

@@ -7,12 +7,16 @@ scored once on the test split, with the model that it keeps; nothing else looks 
 split. The finalist with the best mean validation value wins; test scores are told, and choose nothing.
 
 - A run that failed has no value. A finalist with one ranks behind all without.
-- The interval is Student's t interval of the mean, at 95 %. It covers the seeds' part of the noise
-  (initial head, order of images, dropout); the validation and test images are the same in all runs.
+- The interval, at 95 %, is one for new images: the noise of the seeds and that of drawing the images are both
+  in it (`intervals`). Of a loss it is Student's t interval of the mean, which knows the seeds alone. The
+  search chose on the validation images, so the test split's interval is the one to quote.
+- A winner that does not beat always naming the most frequent class is told as nothing found: by an exact
+  binomial test on the test images, at 5 % divided by the finalists, or where there are none on the validation
+  images, divided by all trials.
 - Two finalists tie where a paired t-test over the seeds, two-sided, does not tell the other from the
   winner at 5 %, divided by the number of comparisons with the winner (Bonferroni). Of the runs of two
   finalists those on the same seed are a pair.
-- The model that stands for the winner is that of its run with the best validation value.
+- The model that stands for a finalist is that of its run on the first seed, which no value chose.
 
 The runs are an Optuna study beside the search's own, so they end, resume and fail as trials do. The
 spec's `time` bounds the search and not its finalists, which begin when the budget of trials is met.
@@ -33,6 +37,8 @@ from rich.table import Table
 from search.console import duration
 from search.home import Home
 from search.spec.search_spec import SearchSpec
+from search.study.intervals import LEVEL as _LEVEL
+from search.study.intervals import Sample, beats_majority, is_share, of_new_images
 from search.study.search_study import SearchStudy, TrialRecord
 from trainables.record import TEST_METRICS
 from trainables.seeds import derived_seed
@@ -44,6 +50,7 @@ __all__ = [
     "Summary",
     "candidates",
     "differ",
+    "interval_text",
     "mean_text",
     "standings",
     "summarized",
@@ -52,7 +59,6 @@ __all__ = [
     "verdict",
 ]
 
-_LEVEL = 0.05
 _PLAN = "plan"
 _SHOWN = ("test_accuracy", "test_macro_f1")
 
@@ -169,13 +175,20 @@ class Summary:
     interval: tuple[float, float] | None
 
 
-def summarized(values: Sequence[float]) -> Summary:
-    """The summary of independent values of the same thing."""
+def summarized(values: Sequence[float], images: int | None = None) -> Summary:
+    """The summary of independent values of the same thing.
+
+    Args:
+        values: in each run.
+        images: of which the values are shares; None: the interval knows nothing of them.
+    """
     if len(values) < 2:
         return Summary(tuple(values), values[0] if values else None, None, None)
     from scipy import stats  # not above: half a second, and most commands need none of it
 
     mean, std = statistics.fmean(values), statistics.stdev(values)
+    if images is not None:
+        return Summary(tuple(values), mean, std, of_new_images(values, images))
     half = float(stats.t.ppf(1 - _LEVEL / 2, len(values) - 1)) * std / math.sqrt(len(values))
     return Summary(tuple(values), mean, std, (mean - half, mean + half))
 
@@ -206,11 +219,12 @@ class Finalist:
 
     Attributes:
         trial: its number in the search.
-        run: the number of its run with the best validation value; None if none completed.
+        run: the number of its completed run on the first seed; None if none completed.
         failed: how many of its runs failed.
         validation: the objective's values.
         test: the test split's scores by name; empty where it has no images.
         ties_with_best: whether the seeds do not tell it from the winner; of the winner itself False.
+        chance: the share of the most frequent class, where it does not beat that; else None.
     """
 
     trial: int
@@ -219,6 +233,7 @@ class Finalist:
     validation: Summary
     test: Mapping[str, Summary]
     ties_with_best: bool
+    chance: float | None = None
 
     def row(self) -> dict[str, Any]:
         """The same in plain values: the validation summary, and `test` with a summary a score."""
@@ -228,6 +243,7 @@ class Finalist:
             "failed": self.failed,
             "test": {name: vars(summary) for name, summary in self.test.items()},
             "ties_with_best": self.ties_with_best,
+            "chance": self.chance,
         }
 
 
@@ -253,12 +269,35 @@ def standings(search: SearchStudy, study: FinalistStudy | None) -> list[Finalist
         }
         for number in chosen
     }
-    ((_, direction),) = search.spec.search.objective.items()
-    ranked = list(_ranked(runs, wanted.seeds, -1 if direction == "maximize" else 1))
-    return ranked if ranked[0].run is not None else []
+    ((metric, direction),) = search.spec.search.objective.items()
+    ranked = _ranked(runs, wanted.seeds, -1 if direction == "maximize" else 1, metric, search.samples)
+    compared = search.progress().counted
+    told = [
+        replace(each, chance=_chance(each, metric, search.samples, len(chosen), compared)) for each in ranked
+    ]
+    return told if told[0].run is not None else []
 
 
-def _ranked(runs: Mapping[int, Mapping[int, TrialRecord]], seeds: int, sign: int) -> Iterator[Finalist]:
+def _chance(
+    finalist: Finalist, metric: str, samples: Mapping[str, Sample], finalists: int, trials: int
+) -> float | None:
+    """The share of the most frequent class, where a finalist does not beat that as far as images can tell."""
+    accuracy, test = finalist.test.get("test_accuracy"), samples.get("test")
+    if accuracy is not None and accuracy.mean is not None and test is not None:
+        return None if beats_majority(accuracy.mean, test, finalists) else test.majority
+    mean, validation = finalist.validation.mean, samples.get("validation")
+    if metric != "val_accuracy" or mean is None or validation is None:
+        return None
+    return None if beats_majority(mean, validation, trials) else validation.majority
+
+
+def _ranked(
+    runs: Mapping[int, Mapping[int, TrialRecord]],
+    seeds: int,
+    sign: int,
+    metric: str,
+    samples: Mapping[str, Sample],
+) -> Iterator[Finalist]:
     """The finalists of completed runs by trial and repeat, best first; `sign` makes less better."""
     values = {
         number: {repeat: _value(record) for repeat, record in mine.items()} for number, mine in runs.items()
@@ -271,21 +310,26 @@ def _ranked(runs: Mapping[int, Mapping[int, TrialRecord]], seeds: int, sign: int
     order = sorted(runs, key=rank)
     for number in order:
         mine = runs[number]
-        best = min(mine, key=lambda repeat: (sign * values[number][repeat], repeat), default=None)
+        first = min(mine, default=None)
         scored = [record.best or {} for record in mine.values()]
         yield Finalist(
             trial=number,
-            run=None if best is None else mine[best].number,
+            run=None if first is None else mine[first].number,
             failed=seeds - len(mine),
-            validation=summarized(list(values[number].values())),
+            validation=summarized(list(values[number].values()), _images(metric, samples.get("validation"))),
             test={
-                name: summarized([each[name] for each in scored])
+                name: summarized([each[name] for each in scored], _images(name, samples.get("test")))
                 for name in TEST_METRICS
                 if scored and all(name in each for each in scored)
             },
             ties_with_best=number != order[0]
             and not differ(values[order[0]], values[number], comparisons=len(order) - 1),
         )
+
+
+def _images(metric: str, sample: Sample | None) -> int | None:
+    """The images whose drawing a metric's interval can take into account."""
+    return sample.count if sample is not None and is_share(metric) else None
 
 
 def _value(record: TrialRecord) -> float:
@@ -299,6 +343,11 @@ def _value(record: TrialRecord) -> float:
 def verdict(finalists: Sequence[Finalist]) -> str:
     """How sure the winner, the first of the finalists, is."""
     winner, others = finalists[0], finalists[1:]
+    if winner.chance is not None:
+        return (
+            f"nothing was found: trial {winner.trial} has the best mean, but does not beat always naming the "
+            f"most frequent class, which is right on a share of {winner.chance:.4f}"
+        )
     ties = [str(each.trial) for each in others if each.ties_with_best]
     if not others:
         return f"trial {winner.trial} was the only finalist"
@@ -317,16 +366,21 @@ def table(finalists: Sequence[Finalist], metric: str) -> Table:
     """The finalists for a person: means and sample standard deviations over the fresh seeds."""
     tested = [name for name in _SHOWN if all(name in each.test for each in finalists)]
     shown = Table(box=None, padding=(0, 1, 0, 0))
-    for title in ("trial", metric, "95 % interval", *tested, ""):
+    titles = [title for name in tested for title in (name, "95 % interval")]
+    for title in ("trial", f"{metric} (selected)", "95 % interval", *titles, ""):
         shown.add_column(title, no_wrap=True)
     for place, each in enumerate(finalists):
-        interval = each.validation.interval
-        covered = "" if interval is None else "{:.4f}-{:.4f}".format(*interval)
         notes = ["winner"] if place == 0 else ["tie"] if each.ties_with_best else []
         notes += [f"{each.failed} failed"] if each.failed else []
-        scores = (mean_text(each.test[name]) for name in tested)
-        shown.add_row(str(each.trial), mean_text(each.validation), covered, *scores, ", ".join(notes))
+        summaries = [each.validation, *(each.test[name] for name in tested)]
+        scores = [text for summary in summaries for text in (mean_text(summary), interval_text(summary))]
+        shown.add_row(str(each.trial), *scores, ", ".join(notes))
     return shown
+
+
+def interval_text(summary: Summary) -> str:
+    """The interval of a summary, if it has one."""
+    return "" if summary.interval is None else "{:.4f}-{:.4f}".format(*summary.interval)
 
 
 def mean_text(summary: Summary) -> str:

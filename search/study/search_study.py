@@ -22,6 +22,7 @@ from search.errors import TransferSearchError
 from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.study import space
+from search.study.intervals import Sample
 from search.study.pruners import build_pruner
 from search.study.samplers import build_sampler
 from search.study.storage import DriverStorage, database, existing
@@ -76,6 +77,7 @@ _ENDING = "ending"
 _STARTED = "started"
 _RUN = "mlflow_run_id"
 _RULE = "rule"
+_SAMPLES = "samples"
 _MOVES = "moves"
 _EPOCHS = "epochs"
 _ID = "search_id"
@@ -263,6 +265,18 @@ class SearchStudy:
     def rule(self) -> str:
         """Which epoch's model is kept, and what it is worth; a search of old keeps the rule that it had."""
         return str(self._study.user_attrs.get(_RULE, BEST_EPOCH))
+
+    @property
+    def samples(self) -> dict[str, Sample]:
+        """The images of the validation and the test split; none where a search of old wrote none down."""
+        known = self._study.user_attrs.get(_SAMPLES, {})
+        return {split: Sample(**each) for split, each in known.items() if each["count"]}
+
+    @samples.setter
+    def samples(self, samples: Mapping[str, Sample]) -> None:
+        told = {split: vars(each) for split, each in samples.items()}
+        if self._study.user_attrs.get(_SAMPLES) != told:
+            self._study.set_user_attr(_SAMPLES, told)
 
     @property
     def budget(self) -> int:

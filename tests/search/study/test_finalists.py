@@ -36,6 +36,7 @@ from search.study.finalists import (
     table,
     verdict,
 )
+from search.study.intervals import Sample, of_new_images
 from search.study.search_study import Ending, SearchStudy
 from search.tracking.artifacts import fetch_files
 from tests.search.commands import rows, transfer_search
@@ -160,7 +161,7 @@ def test_the_best_mean_wins_and_not_the_best_trial(folder: Path) -> None:
         ended(study, value, test_accuracy=test)
     first, second, third = results(home, search)
     assert [first.trial, second.trial, third.trial] == [3, 2, 1]
-    assert first.run == 4, "the better of its two runs"
+    assert first.run == 1, "its run on the first seed, though the other is better"
     assert first.validation.mean == pytest.approx(0.81)
     assert first.test["test_accuracy"].values == (0.2, 0.4)
     assert set(first.test) == {"test_accuracy"}
@@ -171,6 +172,21 @@ def test_the_best_mean_wins_and_not_the_best_trial(folder: Path) -> None:
     assert table(told, "val_accuracy").row_count == 3
 
 
+def test_images_are_in_the_interval_and_a_guess_is_no_find(folder: Path) -> None:
+    home, search = searched(0.12, 0.13, overrides=("search.finalists={top: 2, seeds: 2}",))
+    search.samples = {split: Sample(count=500, majority=0.1) for split in ("validation", "test")}
+    study = FinalistStudy.begin(search, home)
+    for value, test in ((0.121, 0.101), (0.125, 0.098), (0.122, 0.1), (0.124, 0.097)):
+        ended(study, value, test_accuracy=test)
+    winner, _ = results(home, search)
+    assert winner.validation.interval == of_new_images(winner.validation.values, 500)
+    assert winner.test["test_accuracy"].interval == of_new_images(winner.test["test_accuracy"].values, 500)
+    assert winner.chance == 0.1
+    assert "nothing was found" in verdict([winner])
+    search.samples = {split: Sample(count=500, majority=0.02) for split in ("validation", "test")}
+    assert results(home, search)[0].chance is None
+
+
 def test_less_is_better_where_the_objective_says_so(folder: Path) -> None:
     home, search = searched(0.5, 0.9, 0.7, overrides=("search.objective={val_accuracy: minimize}",))
     assert list(candidates(search)) == [0, 2, 1]
@@ -178,7 +194,7 @@ def test_less_is_better_where_the_objective_says_so(folder: Path) -> None:
     for value in (0.6, 0.5, 0.9, 0.7, 0.4, 0.9):
         ended(study, value)
     first = results(home, search)[0]
-    assert (first.trial, first.run) == (2, 4)
+    assert (first.trial, first.run) == (2, 1)
     assert first.test == {}, "no test images, no test scores"
 
 
@@ -446,12 +462,12 @@ def test_the_winner_is_what_best_and_export_give(
     first, second = best["finalists"]
     assert first["trial"] == best["trial"]
     assert first["mean"] >= second["mean"]
-    assert best["value"] == max(first["values"])
+    assert best["value"] == first["values"][0]
     assert [len(first["values"]), len(second["values"])] == [3, 3]
     top = sorted((row for row in trials if row[1] == "COMPLETE"), key=lambda row: -row[3])[:2]
     assert {first["trial"], second["trial"]} == {row[0] for row in top}
     printed = transfer_search("export", "small", "--to", "out", "--format", "safetensors")
-    assert f"as recorded ({best['value']:.4f})" in printed
+    assert f"as recorded ({best['model_value']:.4f})" in printed
     assert (
         json.loads((killed_and_resumed / "out/model.json").read_text())["hparams"]["seed"]
         == best["params"]["seed"]
