@@ -57,7 +57,7 @@ def farewell(search: Search, outcome: Outcome) -> None:
     row = summary(search)
     console.print(
         f"search {search.name}: {outcome.value.lower().replace('_', ' ')}; {row.completed} completed, "
-        f"{row.pruned} pruned, {row.failed} failed, {row.running} interrupted",
+        f"{row.pruned} pruned, {row.failed} failed" + (f", {row.running} interrupted" if row.running else ""),
         markup=False,
         highlight=False,
     )
@@ -68,6 +68,14 @@ def farewell(search: Search, outcome: Outcome) -> None:
         return
     for winner in best_rows(search, linked=False):
         show_winner(winner)
+    if search.links.view:
+        start = "" if search.links.is_served else "   (start it with `transfer-search ui`)"
+        console.print(
+            f"  all trials, best first: {search.links.view}{start}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     commands = ["ui", f"trials {search.name}", f"export {search.name} --to exports/{search.name}"]
     if outcome.value != "FINISHED":
         commands.insert(0, f"resume {search.name}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import sys
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +17,9 @@ from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption, NameArgument
 from search.cli.printing import console, errors, print_json, show_winner
 from search.errors import BadInput
+
+if TYPE_CHECKING:
+    from search.results.predictions import Prediction
 
 __all__ = ["commands"]
 
@@ -128,34 +133,69 @@ def report(
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `export` wrote.", show_default=False)],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="IMAGE...", help="Image files, folders of them, or globs.", show_default=False
+        ),
     ],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name for each image.")] = 1,
     as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """Classify image files with an exported model."""
+    """Classify image files with an exported model; 1 is the exit code where one cannot be read."""
     from search.results.export import open_export
+    from search.results.predictions import image_files, predictions
 
-    missing = [str(path) for path in images if not path.is_file()]
-    if missing:
-        raise BadInput(f"there is no file {', '.join(missing)}; give the paths of image files")
+    files = image_files(images)
     classifier = open_export(folder)
-    try:
-        found = classifier.predict(images)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-    rows = [
-        {
-            "image": str(path),
-            "label": row["label"],
-            "probability": float(row["probability"]),
-            "probabilities": dict(
-                zip(classifier.card.classes, map(float, row["probabilities"]), strict=True)
-            ),
-        }
-        for path, row in zip(images, found.to_dict("records"), strict=True)
-    ]
-    if as_json:
-        print_json(rows)
-    else:
-        for row in rows:
-            console.print(f"{row['image']}: {row['label']} ({row['probability']:.3f})", markup=False)
+    answers = predictions(classifier, files, None if as_json else top)
+    write = _json_answers if as_json else _csv_answers if as_csv else _lines
+    broken = write(answers, top)
+    if broken:
+        errors.print(f"{broken} of {len(files)} files could not be read", style="yellow")
+        raise typer.Exit(1)
+
+
+def _json_answers(answers: Iterable[Prediction], top: int) -> int:
+    """Prints a list with an object an image as it comes; returns how many could not be read."""
+    broken, separator = 0, "[\n"
+    for answer in answers:
+        row: dict[str, Any] = {"image": str(answer.image)}
+        if answer.error:
+            broken += 1
+            row["error"] = answer.error
+        else:
+            label, probability = answer.top[0]
+            row |= {"label": label, "probability": probability, "probabilities": dict(answer.top)}
+        sys.stdout.write(separator + json.dumps(row))
+        separator = ",\n"
+    sys.stdout.write("\n]\n")
+    return broken
+
+
+def _csv_answers(answers: Iterable[Prediction], top: int) -> int:
+    writer = csv.writer(sys.stdout)
+    ranks = [""] if top == 1 else [f"_{rank + 1}" for rank in range(top)]
+    columns = [f"{name}{rank}" for rank in ranks for name in ("label", "probability")]
+    writer.writerow(["image", *columns, "error"])
+    broken = 0
+    for answer in answers:
+        broken += bool(answer.error)
+        cells: list[Any] = [cell for pair in answer.top for cell in pair]
+        writer.writerow([answer.image, *cells, *[""] * (2 * len(ranks) - len(cells)), answer.error])
+    return broken
+
+
+def _lines(answers: Iterable[Prediction], top: int) -> int:
+    broken = 0
+    for answer in answers:
+        broken += bool(answer.error)
+        told = ", ".join(f"{label} ({probability:.3f})" for label, probability in answer.top)
+        console.print(
+            f"{answer.image}: {told or answer.error}",
+            style="red" if answer.error else None,
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    return broken

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +16,7 @@ import typer
 from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption
 from search.cli.printing import console, errors, print_json
-from search.errors import SpecError
+from search.errors import BadInput, SpecError, TransferSearchError
 from search.processes import environment
 
 if TYPE_CHECKING:
@@ -28,16 +31,52 @@ commands = typer.Typer()
 def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
     name: Annotated[
-        str | None, typer.Option(help="A search, for the store it writes to; else the newest.")
+        str | None, typer.Option(help="Show the MLflow store of this search; else of the newest search.")
     ] = None,
     home: HomeOption = None,
 ) -> None:
-    """Start MLflow's pages on the store of the searches."""
-    from search.tracking.links import ui_command
+    """Show the trials in MLflow's pages, in a browser on this machine."""
+    from search.tracking.links import told_port, ui_command
 
-    command = ui_command(_newest(name, home), port)
-    console.print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)")
-    os.execve(command[0], command, environment())
+    uri = _newest(name, home)
+    _check_free(port)
+    with subprocess.Popen(ui_command(uri, port), env=environment()) as server, told_port(uri, port):
+        try:
+            while not _answers(port):
+                if server.poll() is not None:
+                    raise TransferSearchError(f"MLflow's server ended at once, exit code {server.returncode}")
+                time.sleep(0.2)
+            console.print(
+                f"MLflow at http://127.0.0.1:{port}/?workflowType=machine_learning (Ctrl-C ends it)",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            server.wait()
+        except KeyboardInterrupt:
+            server.wait()  # Ctrl-C reached it too
+        finally:
+            if server.poll() is None:
+                server.terminate()
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise BadInput(
+                f"port {port} is in use or not allowed: {error.strerror}; give another with --port"
+            ) from error
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def _newest(name: str | None, home: Path | None) -> str:

@@ -7,7 +7,8 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -15,13 +16,23 @@ from rich.table import Table
 from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption, NameArgument
 from search.cli.printing import console, print_json
+from search.errors import BadInput
 
 if TYPE_CHECKING:
-    from search.results.rows import BrokenRow, SearchRow
+    from search.results.rows import BrokenRow, SearchRow, TrialRow
+    from search.search import Search
 
 __all__ = ["commands"]
 
 commands = typer.Typer()
+
+
+class Sorting(StrEnum):
+    """In which order trials are listed."""
+
+    NUMBER = "number"
+    VALUE = "value"
+    EPOCHS = "epochs"
 
 
 @commands.command("list", cls=Verbatim)
@@ -123,7 +134,16 @@ def logs(
 def trials(
     name: NameArgument,
     as_json: JsonOption = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV with a column for each hyperparameter.")
+    ] = False,
+    sort: Annotated[
+        Sorting, typer.Option(help="By number, best value first, or most epochs first.")
+    ] = Sorting.NUMBER,
+    state: Annotated[
+        str | None, typer.Option(help="Only trials in this state: complete, pruned, fail or running.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Only so many.")] = None,
     home: HomeOption = None,
 ) -> None:
     """List a search's trials."""
@@ -132,14 +152,12 @@ def trials(
     from search.results.rows import trial_rows
     from search.search import Search
 
-    rows = trial_rows(Search.open(Home.existing(name, home)), linked=as_json or as_csv)
+    search = Search.open(Home.existing(name, home))
+    rows = _selected(search, trial_rows(search, linked=as_json or as_csv), sort, state, top)
     if as_json:
         print_json([row.document() for row in rows])
     elif as_csv:
-        flat = [{**row.document(), "params": json.dumps(row.params)} for row in rows]
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(flat[0]) if flat else ["trial"])
-        writer.writeheader()
-        writer.writerows(flat)
+        _write_csv(rows)
     else:
         table = Table("trial", "state", "value", "epochs", "hyperparameters", box=None)
         for row in rows:
@@ -151,3 +169,37 @@ def trials(
             reason = next(reversed(row.reason.strip().splitlines()), "no reason is known")
             told = f"trial {row.trial} failed: {reason}"
             console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _selected(
+    search: Search, rows: list[TrialRow], sort: Sorting, state: str | None, top: int | None
+) -> list[TrialRow]:
+    """The rows in a state, in order, as many as asked for."""
+    if state is not None:
+        known = ("complete", "pruned", "fail", "running")
+        wanted = "fail" if state.lower() == "failed" else state.lower()
+        if wanted not in known:
+            raise BadInput(f"the state is {state!r}, but must be one of {', '.join(known)}")
+        rows = [row for row in rows if row.state.lower() == wanted]
+    if sort is Sorting.VALUE:
+        sign = -1 if next(iter(search.spec.search.objective.values())) == "maximize" else 1
+        rows = sorted(rows, key=lambda row: (row.value is None, sign * (row.value or 0.0), row.trial))
+    elif sort is Sorting.EPOCHS:
+        rows = sorted(rows, key=lambda row: (-row.epochs, row.trial))
+    return rows[:top]
+
+
+def _write_csv(rows: list[TrialRow]) -> None:
+    """A line a trial, and a column for each hyperparameter that one of them has."""
+    names = list(dict.fromkeys(name for row in rows for name in row.params))
+    flat = []
+    for row in rows:
+        told = {key: value for key, value in row.document().items() if key not in ("params", "sampled")}
+        flat.append({**told, **{f"params.{name}": _cell(row.params.get(name)) for name in names}})
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(flat[0]) if flat else ["trial"])
+    writer.writeheader()
+    writer.writerows(flat)
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else json.dumps(value)

@@ -62,7 +62,9 @@ class Row:
 
 ENDINGS: Mapping[Ending, Row] = {
     Ending.COMPLETED: Row(TrialState.COMPLETE, "FINISHED", True),
-    Ending.PRUNED: Row(TrialState.PRUNED, "KILLED", True),
+    # MLflow draws FAILED and KILLED as the same red cross. A pruned trial did what it should: its run is
+    # FINISHED, and is called pruned in its name and its tag.
+    Ending.PRUNED: Row(TrialState.PRUNED, "FINISHED", True),
     Ending.DIVERGED: Row(TrialState.FAIL, "FAILED", True),
     Ending.ERRORED: Row(TrialState.FAIL, "FAILED", True),
     Ending.OUT_OF_MEMORY: Row(TrialState.FAIL, "FAILED", True),

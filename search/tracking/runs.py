@@ -34,6 +34,7 @@ from search.tracking.client import (
     prepared,
     refuse,
 )
+from search.tracking.notes import NOTE_TAG, search_note, shared_view, trial_note
 from trainables.record import MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
 from trainables.training.keeping import value_of
 
@@ -131,6 +132,8 @@ class Runs:
                 params = [Param(key, value) for key, value in _search_params(self._spec).items()]
                 self._client.log_batch(run, params=params)
                 self._client.log_text(run, self._spec.to_yaml(), "spec.yaml")
+                self._client.set_tag(run, NOTE_TAG, search_note(self._spec, {}))
+                self._client.set_experiment_tag(experiment, *shared_view(self._spec, self._search_id))
             else:
                 self._client.update_run(run, status="RUNNING")
         except Exception as error:
@@ -192,6 +195,7 @@ class Runs:
             }
             self._client.update_run(run, status="RUNNING")
             self._client.set_tag(run, STATE_TAG, "RUNNING")
+            self._client.set_tag(run, "mlflow.runName", self._title(number))
             self._client.set_tag(run, "resumed", event["begun"])
         self._params[number] = event["params"]
         self._runs[number], self._places[number] = run, str(made.info.artifact_uri)
@@ -230,25 +234,48 @@ class Runs:
     def _end(self, event: Mapping[str, Any]) -> None:
         number, ending, best = event["trial"], Ending(event["ending"]), event["best"]
         run, epochs = self._runs[number], list(event.get("epochs", ()))
-        tags = {STATE_TAG: ending.value, "reason": event["reason"][-500:]}
+        tags = {STATE_TAG: ending.value, NOTE_TAG: trial_note(self._spec, ending, event["reason"], best)}
+        if event["reason"] and ending is not Ending.COMPLETED:
+            tags["reason"] = event["reason"][-500:]
+        if ending not in (Ending.COMPLETED, Ending.INTERRUPTED):
+            tags["mlflow.runName"] = f"{self._title(number)} ({ending.value.lower().replace('_', ' ')})"
+        model = None
+        if ending is not Ending.INTERRUPTED:
+            again = bool(event.get("replayed")) or number in self._told
+            model = self._log_files(number, run, self._params.get(number, {}), again=again)
         if best:
             tags["best_epoch"] = str(int(best["epoch"]))
             told = {f"best_{name}": value_of(best, name) for name in self._spec.search.objective}
             told |= {name: best[name] for name in TEST_METRICS if name in best}
             epochs.append((int(best["epoch"]), told))
-        if ending is not Ending.INTERRUPTED:
-            again = bool(event.get("replayed")) or number in self._told
-            self._log_files(number, run, again=again)
         self._log(number, epochs, tags)
+        if best and model:
+            self._score_model(number, model, best)
         self._client.set_terminated(run, ENDINGS[ending].mlflow, end_time=event["at"])
 
-    def _log_files(self, number: int, run: str, *, again: bool) -> None:
-        """Logs what the trial left in its folder: its model, and what it applied."""
+    def _log_files(self, number: int, run: str, params: Mapping[str, Any], *, again: bool) -> str | None:
+        """Logs what the trial left in its folder, what it applied and its model; returns that, if new."""
         folder = self._home.trial(number)
         if (folder / RECORD_FOLDER).is_dir():
             self._store(self._places[number], folder / RECORD_FOLDER)
         if (folder / MODEL_FOLDER).is_dir():
-            self._log_model(number, run, folder / MODEL_FOLDER, again=again)
+            return self._log_model(number, run, folder / MODEL_FOLDER, params, again=again)
+        return None
+
+    def _score_model(self, number: int, model: str, best: Mapping[str, float]) -> None:
+        """Gives a model the metrics of its weights, so that MLflow's table of models sorts by them."""
+        from mlflow.entities import Metric
+
+        run, epoch = self._runs[number], int(best["epoch"])
+        at = self._began[number] + epoch  # the point that the run has: another changes nothing there
+        self._client.log_batch(
+            run,
+            metrics=[
+                Metric(name, value, at, epoch, model_id=model, run_id=run)
+                for name, value in best.items()
+                if name.startswith(("val_", "test_"))
+            ],
+        )
 
     def _known_model(self, run: str) -> LoggedModel | None:
         """The model that a run has: a whole one, or one that was made and never finished."""
@@ -259,21 +286,28 @@ class Runs:
             self._client.delete_logged_model(other.model_id)
         return next(iter([*whole, *pending]), None)
 
-    def _log_model(self, number: int, run: str, delta: Path, *, again: bool) -> None:
+    def _log_model(
+        self, number: int, run: str, delta: Path, params: Mapping[str, Any], *, again: bool
+    ) -> str | None:
+        from mlflow.entities import LoggedModelOutput
+
         model = self._known_model(run) if again else None
         if model is not None and model.status == "READY":
-            return
+            return None
         model = model or self._client.create_logged_model(
             self.experiment,
             name=self._title(number).replace(".", "_"),  # MLflow allows no dot there
             source_run_id=run,
             tags={SEARCH_TAG: self._search_id, self._tag: str(number)},
+            params={key: _text(value) for key, value in params.items()},
         )
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(delta, Path(folder) / "data")
             _describe_model(Path(folder), run, model.model_id)
             self._store(model.artifact_location, Path(folder))
         self._client.finalize_logged_model(model.model_id, "READY")
+        self._client.log_outputs(run, [LoggedModelOutput(model.model_id, 0)])
+        return str(model.model_id)
 
     def _store(self, location: str, folder: Path) -> None:
         """Writes a folder's files to where a run or a model keeps its own.
@@ -287,6 +321,9 @@ class Runs:
     def _summarize(self, event: Mapping[str, Any]) -> None:
         for key, value in event["tags"].items():
             self._client.set_tag(self.parent, key, value)
+        if event["tags"]:
+            told = {**self._client.get_run(self.parent).data.tags, **event["tags"]}
+            self._client.set_tag(self.parent, NOTE_TAG, search_note(self._spec, told))
         if event["metrics"]:
             at = self._client.get_run(self.parent).info.start_time + event["step"]
             for key, number in event["metrics"].items():

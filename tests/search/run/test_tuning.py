@@ -130,7 +130,7 @@ def test_pruned_trials_keep_what_they_reported_and_are_never_best(folder: Path) 
     runs = children(home)
     for row in pruned:
         run_ = runs[row.trial]
-        assert (run_.info.status, run_.data.tags["state"]) == ("KILLED", "PRUNED")
+        assert (run_.info.status, run_.data.tags["state"]) == ("FINISHED", "PRUNED")
     study = Search.open(home).study
     assert study.best()[0].state.name == "COMPLETE"
 

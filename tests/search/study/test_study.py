@@ -33,7 +33,7 @@ def metrics(value: float) -> dict[str, float]:
     ("ending", "state", "mlflow", "counts"),
     [
         (Ending.COMPLETED, TrialState.COMPLETE, "FINISHED", True),
-        (Ending.PRUNED, TrialState.PRUNED, "KILLED", True),
+        (Ending.PRUNED, TrialState.PRUNED, "FINISHED", True),
         (Ending.DIVERGED, TrialState.FAIL, "FAILED", True),
         (Ending.ERRORED, TrialState.FAIL, "FAILED", True),
         (Ending.OUT_OF_MEMORY, TrialState.FAIL, "FAILED", True),

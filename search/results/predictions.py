@@ -1,0 +1,99 @@
+"""An exported model's answers for many files: a few in memory at a time, and a broken one is a row too."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from torch import Tensor
+
+from search.errors import BadInput
+from trainables.image.classifier import Classifier
+from trainables.image.decode import EXTENSIONS, UnreadableImage
+
+__all__ = ["Prediction", "image_files", "predictions"]
+
+_BATCH = 64
+_THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says of a file.
+
+    Attributes:
+        image: the file.
+        top: the likeliest classes with their probabilities, the best first; empty where it cannot be read.
+        error: why it cannot be read; empty where it can.
+    """
+
+    image: Path
+    top: tuple[tuple[str, float], ...]
+    error: str = ""
+
+
+def image_files(given: Sequence[str]) -> list[Path]:
+    """The files that paths, folders (with what is below them) and globs name, each once, in order.
+
+    Raises:
+        BadInput: for what names no file.
+    """
+    found: dict[Path, None] = {}
+    nothing = []
+    for text in given:
+        path = Path(text)
+        if path.is_dir():
+            mine = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in EXTENSIONS]
+        elif path.exists():
+            mine = [path]
+        else:
+            mine = [each for each in map(Path, sorted(glob.glob(text, recursive=True))) if each.is_file()]
+        if not mine:
+            nothing.append(text)
+        found |= dict.fromkeys(mine)
+    if nothing:
+        raise BadInput(
+            f"there is no image file {', '.join(nothing)}; give paths of image files, folders or globs"
+        )
+    return list(found)
+
+
+def predictions(classifier: Classifier, files: Iterable[Path], top: int | None = 1) -> Iterator[Prediction]:
+    """The answers in the order of the files.
+
+    Args:
+        classifier: of an export.
+        files: as many as there are: they are read a batch at a time.
+        top: how many classes each; None: all.
+    """
+    waiting = iter(files)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="decode") as pool:
+        while batch := list(islice(waiting, _BATCH)):
+            frames = list(pool.map(lambda path: _frame(classifier, path), batch))
+            readable = [frame for frame in frames if isinstance(frame, Tensor)]
+            shares = iter(classifier.probabilities(readable)) if readable else iter(())
+            for path, frame in zip(batch, frames, strict=True):
+                if isinstance(frame, str):
+                    yield Prediction(image=path, top=(), error=frame)
+                else:
+                    yield Prediction(image=path, top=_best(classifier, next(shares), top))
+
+
+def _frame(classifier: Classifier, path: Path) -> Tensor | str:
+    try:
+        return classifier.frame(path)
+    except UnreadableImage as error:
+        return error.reason
+
+
+def _best(classifier: Classifier, shares: Tensor, top: int | None) -> tuple[tuple[str, float], ...]:
+    count = len(classifier.card.classes)
+    values, places = shares.topk(min(top or count, count))
+    names = classifier.card.classes
+    return tuple(
+        (names[place], float(value)) for place, value in zip(places.tolist(), values.tolist(), strict=True)
+    )
