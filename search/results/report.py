@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import html
 import io
 import os
@@ -9,7 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search.console import short
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from search import __version__
+from search.console import duration, short
 from search.errors import BadInput
 from search.results.rows import TrialRow, WinnerRow, best_rows, summary, trial_rows
 from search.search import Search
@@ -25,13 +29,6 @@ __all__ = ["report", "write_report"]
 
 _CURVES = 8
 _LISTED = 50
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem;
-  margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
-svg { max-width: 100%; height: auto }
-"""
 _COLORS = {"COMPLETE": "tab:blue", "PRUNED": "lightgrey"}
 
 
@@ -59,45 +56,63 @@ def report(search: Search) -> str:
         BadInput: if no trial has completed.
     """
     study, metric = search.study, search.metric
-    parts = [_heading(search, metric), *_best(search, metric)]
-    rows = trial_rows(search, linked=False)
-    parts += [
-        f"<h2>{html.escape(title)}</h2>\n{_svg(figure)}" for title, figure in _pictures(study, rows, metric)
-    ]
-    parts += ["<h2>Trials</h2>", _trials(rows, metric)]
-    name = html.escape(search.name)
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
-        f"<title>{name}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n"
+    winners, rows = best_rows(search, linked=False), trial_rows(search, linked=False)
+    listed = _listed(search, winners, rows)
+    pages = Environment(
+        loader=PackageLoader("search.results"), undefined=StrictUndefined, autoescape=True, trim_blocks=True
+    )
+    return pages.get_template("report.html.j2").render(
+        name=search.name,
+        metric=metric,
+        told=_told(search, metric),
+        winners=[_winner(row, metric) for row in winners],
+        pictures=[
+            {"title": title, "svg": _svg(figure, title)} for title, figure in _pictures(study, rows, metric)
+        ],
+        cost=_cost(search, rows),
+        strategies=_strategies(search, rows),
+        failures=_failures(rows),
+        listed=f"The best {len(listed)} of {len(rows)}, every finalist among them.",
+        trials=[_cells(row) for row in listed],
+        commands=[
+            f"transfer-search launch {search.home.spec}    # the same search again, under another --name",
+            f"transfer-search resume {search.name} --trials {2 * study.budget}",
+            f"transfer-search export {search.name} --to exports/{search.name}",
+        ],
+        link=search.links.view,
+        settings=search.spec.to_yaml(),
+        made=f"Written on {datetime.date.today().isoformat()} by transfer-search {__version__}.",
     )
 
 
-def _heading(search: Search, metric: str) -> str:
+def _told(search: Search, metric: str) -> str:
     row = summary(search)
     counts = ", ".join(
         f"{getattr(row, state)} {state}" for state in ("completed", "pruned", "failed", "running")
     )
-    told = f"{row.state.lower()}; {row.counted} of {row.budget} trials: {counts}; objective {metric}"
-    return f"<h1>{html.escape(search.name)}</h1>\n<p>{html.escape(told)}</p>"
+    return f"{row.state.lower()}; {row.counted} of {row.budget} trials: {counts}; objective {metric}"
 
 
-def _best(search: Search, metric: str) -> Iterator[str]:
-    for row in best_rows(search, linked=False):
-        yield f"<h2>{'Winner' if isinstance(row, WinnerRow) else 'Best'}: trial {row.trial}</h2>"
-        if isinstance(row, WinnerRow):
-            yield f"<p>{html.escape(verdict(row.finalists))}</p>"
-            yield _finalists(row.finalists, metric)
-        params = [(name, short(row.params[name])) for name in row.sampled]
-        yield _table(
-            (metric, "epoch", *(name for name, _ in params)),
-            [(f"{row.value:.4f}", row.epoch, *(value for _, value in params))],
-        )
+def _winner(row: TrialRow, metric: str) -> dict[str, Any]:
+    """What the page says of the best trial, or of the winner among the finalists."""
+    params = [(name, short(row.params[name])) for name in row.sampled]
+    told: dict[str, Any] = {
+        "trial": row.trial,
+        "title": f"Best: trial {row.trial}",
+        "verdict": "",
+        "titles": (metric, "epoch", *(name for name, _ in params)),
+        "cells": (f"{row.value:.4f}", row.epoch, *(value for _, value in params)),
+    }
+    if isinstance(row, WinnerRow):
+        titles, cells = _finalists(row.finalists, metric)
+        told |= {"title": f"Winner: trial {row.trial}", "verdict": verdict(row.finalists)}
+        told |= {"finalist_titles": titles, "finalists": cells}
+    return told
 
 
-def _finalists(finalists: Sequence[Finalist], metric: str) -> str:
+def _finalists(finalists: Sequence[Finalist], metric: str) -> tuple[Sequence[str], list[Sequence[Any]]]:
     scores = list(finalists[0].test)
-    cells = []
+    cells: list[Sequence[Any]] = []
     for each in finalists:
         covered = interval_text(each.validation)
         tests = (_with_interval(each.test[name]) if name in each.test else "" for name in scores)
@@ -109,24 +124,59 @@ def _finalists(finalists: Sequence[Finalist], metric: str) -> str:
 def _with_interval(summary: Summary) -> str:
     covered = interval_text(summary)
     return mean_text(summary) + (f" ({covered})" if covered else "")
+    return ("trial", metric, "95 % interval", *scores, "failed runs", ""), cells
 
 
-def _trials(rows: Sequence[TrialRow], metric: str) -> str:
-    cells = []
-    for row in rows[-_LISTED:]:
-        value = "" if row.value is None else f"{row.value:.4f}"
-        params = " ".join(f"{name}={short(row.params[name])}" for name in row.sampled)
-        cells.append((row.trial, row.state.lower(), value, row.epochs, params))
-    left_out = len(rows) - len(cells)
-    note = f"<p>The last {len(cells)}; {left_out} earlier ones are left out.</p>" if left_out else ""
-    return note + _table(("trial", "state", metric, "epochs", "hyperparameters"), cells)
+def _listed(search: Search, winners: Sequence[TrialRow], rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The best trials by value, those that completed first, with the winners and all finalists."""
+    sign = -1 if next(iter(search.spec.search.objective.values())) == "maximize" else 1
+
+    def rank(row: TrialRow) -> tuple[bool, bool, float, int]:
+        return row.state != "COMPLETE", row.value is None, sign * (row.value or 0.0), row.trial
+
+    ranked = sorted(rows, key=rank)
+    kept = {row.trial for row in [*ranked[:_LISTED], *winners]}
+    for winner in winners:
+        if isinstance(winner, WinnerRow):
+            kept |= {finalist.trial for finalist in winner.finalists}
+    return [row for row in ranked if row.trial in kept]
 
 
-def _table(titles: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    def line(cells: Sequence[Any], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+def _cells(row: TrialRow) -> Sequence[Any]:
+    value = "" if row.value is None else f"{row.value:.4f}"
+    params = " ".join(f"{name}={short(row.params[name])}" for name in row.sampled)
+    return row.trial, row.state.lower(), value, row.epochs, params
 
-    return "<table>\n" + "\n".join([line(titles, "th"), *(line(row, "td") for row in rows)]) + "\n</table>"
+
+def _cost(search: Search, rows: Sequence[TrialRow]) -> str:
+    ran, longest = sum(row.epochs for row in rows), search.spec.search.max_epochs * len(rows)
+    saved = sum(search.spec.search.max_epochs - row.epochs for row in rows if row.state == "PRUNED")
+    return (
+        f"{ran:,} epochs in {duration(search.study.seconds_spent)}; {longest:,} without pruning, which "
+        f"left out {saved:,}."
+    )
+
+
+def _strategies(search: Search, rows: Sequence[TrialRow]) -> list[Sequence[Any]]:
+    best = max if next(iter(search.spec.search.objective.values())) == "maximize" else min
+    names = dict.fromkeys(str(row.params.get("strategy", "")) for row in rows)
+    told: list[Sequence[Any]] = []
+    for name in names:
+        mine = [row for row in rows if str(row.params.get("strategy", "")) == name]
+        values = [row.value for row in mine if row.value is not None]
+        reached = f"{best(values):.4f}" if values else ""
+        told.append((name, len(mine), sum(row.epochs for row in mine), reached))
+    return told
+
+
+def _failures(rows: Sequence[TrialRow]) -> list[Sequence[Any]]:
+    """The failed trials, by the last line of why."""
+    causes: dict[str, list[int]] = {}
+    for row in rows:
+        if row.state == "FAIL":
+            lines = row.reason.strip().splitlines()
+            causes.setdefault(lines[-1] if lines else "no reason given", []).append(row.trial)
+    return [(", ".join(map(str, numbers)), cause) for cause, numbers in causes.items()]
 
 
 # Pictures
@@ -152,10 +202,14 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
     return figure, [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, title: str) -> str:
+    """A figure as an element of a page, with a title for who does not see it."""
     output = io.StringIO()
     figure.savefig(output, format="svg", metadata={"Date": None})
-    return output.getvalue()[output.getvalue().index("<svg") :]
+    text = output.getvalue()[output.getvalue().index("<svg") :]
+    start = text.index(">")
+    name = html.escape(title, quote=True)
+    return f'{text[:start]} role="img" aria-label="{name}"><title>{name}</title>{text[start + 1 :]}'
 
 
 def _history(rows: Sequence[TrialRow], study: SearchStudy, metric: str) -> Figure:

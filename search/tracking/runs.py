@@ -75,6 +75,7 @@ class Runs:
         self._began: dict[int, int] = {}
         self._told: dict[int, set[tuple[str, int]]] = {}  # metric and epoch
         self._params: dict[int, dict[str, Any]] = {}
+        self._unsent: set[int] = set()  # whose parameters go with what is sent next
         self.experiment, self.parent = self._open_parent(parent)
 
     def write(self, event: Mapping[str, Any]) -> None:
@@ -198,6 +199,7 @@ class Runs:
             self._client.set_tag(run, "mlflow.runName", self._title(number))
             self._client.set_tag(run, "resumed", event["begun"])
         self._params[number] = event["params"]
+        self._unsent.add(number)
         self._runs[number], self._places[number] = run, str(made.info.artifact_uri)
 
     def _title(self, number: int) -> str:
@@ -220,7 +222,8 @@ class Runs:
             for name, value in metrics.items()
             if (name, epoch) not in self._told.get(number, ())
         ]
-        params = [Param(key, _text(value)) for key, value in self._params.get(number, {}).items()]
+        unsent = self._params.get(number, {}) if number in self._unsent else {}
+        params = [Param(key, _text(value)) for key, value in unsent.items()]
         self._client.log_batch(
             self._runs[number],
             metrics=points[:_BATCH],
@@ -229,7 +232,7 @@ class Runs:
         )
         for first in range(_BATCH, len(points), _BATCH):
             self._client.log_batch(self._runs[number], metrics=points[first : first + _BATCH])
-        self._params.pop(number, None)
+        self._unsent.discard(number)
 
     def _end(self, event: Mapping[str, Any]) -> None:
         number, ending, best = event["trial"], Ending(event["ending"]), event["best"]
@@ -252,9 +255,10 @@ class Runs:
         if best and model:
             self._score_model(number, model, best)
         self._client.set_terminated(run, ENDINGS[ending].mlflow, end_time=event["at"])
+        self._params.pop(number, None)
 
     def _log_files(self, number: int, run: str, params: Mapping[str, Any], *, again: bool) -> str | None:
-        """Logs what the trial left in its folder, what it applied and its model; returns that, if new."""
+        """Logs what the trial left in its folder, what it applied and its model; returns the id of that."""
         folder = self._home.trial(number)
         if (folder / RECORD_FOLDER).is_dir():
             self._store(self._places[number], folder / RECORD_FOLDER)
@@ -288,12 +292,12 @@ class Runs:
 
     def _log_model(
         self, number: int, run: str, delta: Path, params: Mapping[str, Any], *, again: bool
-    ) -> str | None:
+    ) -> str:
         from mlflow.entities import LoggedModelOutput
 
         model = self._known_model(run) if again else None
         if model is not None and model.status == "READY":
-            return None
+            return str(model.model_id)
         model = model or self._client.create_logged_model(
             self.experiment,
             name=self._title(number).replace(".", "_"),  # MLflow allows no dot there
