@@ -45,11 +45,11 @@ def list_backbones(
         return
     columns = list(dict.fromkeys(column for info in found for column in info.details))
     titles = [column.replace("_", " ") for column in columns]
-    table = Table("backbone", "parameters", *titles, "weights at hand", box=None)
+    table = Table("backbone", "parameters", *titles, "weights on this machine", box=None)
     for info in found:
         parameters = "" if info.parameters is None else f"{info.parameters:,}"
         details = [str(info.details.get(column, "")) for column in columns]
-        table.add_row(info.name, parameters, *details, "yes" if info.weights_at_hand else "")
+        table.add_row(info.name, parameters, *details, "yes" if info.weights_at_hand else "no")
     console.print(table)
 
 

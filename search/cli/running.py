@@ -31,7 +31,9 @@ commands = typer.Typer()
 @here_or_there
 def launch(
     spec: Annotated[Path, typer.Argument(help="The spec, a YAML file.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="A name in place of the spec's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Call the search this instead of the name in the spec.")
+    ] = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", help="path.to.key=value in place of the spec's; may be repeated."),
@@ -163,7 +165,11 @@ def resume(
     name: NameArgument,
     trials: Annotated[int | None, typer.Option(min=1, help="A new total of trials.")] = None,
     time_left: Annotated[
-        str | None, typer.Option("--time", help="Time from now, such as 1h; else what is left.")
+        str | None,
+        typer.Option(
+            "--time",
+            help="How long to go on from now, such as 1h; if not given, what is left of the spec's time.",
+        ),
     ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Run failed trials again, as new ones.")] = False,
     override: Annotated[
@@ -197,7 +203,9 @@ def resume(
 @here_or_there
 def stop(
     name: NameArgument,
-    final: Annotated[bool, typer.Option(help="For good: what runs is given up.")] = False,
+    final: Annotated[
+        bool, typer.Option(help="End the search for good: trials that are not done are counted as failed.")
+    ] = False,
     home: HomeOption = None,
 ) -> None:
     """Stop a running search in order; `resume` goes on with it unless --final."""

@@ -100,7 +100,7 @@ def _newest(name: str | None, home: Path | None) -> str:
 @here_or_there
 def doctor(
     name: Annotated[str | None, typer.Argument(help="A search; all if not given.")] = None,
-    repair: Annotated[bool, typer.Option(help="Mend what can be mended.")] = False,
+    repair: Annotated[bool, typer.Option(help="Repair what is wrong, as far as that is possible.")] = False,
     caller: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,

@@ -133,7 +133,7 @@ class FinalistStudy(SearchStudy):
         seconds = left * statistics.fmean(trial_seconds) / min(workers, max(1, left))
         return (
             f"finalists: the best {len(chosen)} trials ({', '.join(map(str, chosen))}) again on fresh seeds; "
-            f"{left} of {self.budget} runs are left, about {duration(seconds)}"
+            f"{left} of {self.budget} runs to go, about {duration(seconds)}"
         )
 
     def retry_failed(self) -> None:

@@ -108,10 +108,10 @@ class DataReport:
     def _class_lines(self) -> Iterator[str]:
         train = sorted(self.counts["train"].items(), key=lambda each: -each[1])
         if len(train) <= 2 * _SHOWN:
-            yield "train images by class: " + ", ".join(f"{name} {count:,}" for name, count in train)
+            yield "train images by class: " + ", ".join(f"{_quoted(name)} {count:,}" for name, count in train)
         else:
-            yield "commonest classes in train: " + ", ".join(f"{n} {c:,}" for n, c in train[:5])
-            yield "rarest classes in train: " + ", ".join(f"{n} {c:,}" for n, c in train[-5:])
+            yield "commonest classes in train: " + ", ".join(f"{_quoted(n)} {c:,}" for n, c in train[:5])
+            yield "rarest classes in train: " + ", ".join(f"{_quoted(n)} {c:,}" for n, c in train[-5:])
         if self.imbalance >= 3:
             yield (
                 f"WARNING: the commonest class has {self.imbalance:.1f} times the images of the "
@@ -189,3 +189,8 @@ def _repeated(
         if len(set(labels[group].tolist())) > 1
     )
     return identical, conflicts
+
+
+def _quoted(name: str) -> str:
+    """A class as one item of a list: in quotes where it has a comma of its own."""
+    return f'"{name}"' if "," in name else name
