@@ -185,7 +185,8 @@ def _of_run(
 ) -> Iterator[Finding]:
     record, name = trial.record, trial.name
     ending = record.ending or Ending.INTERRUPTED
-    if run.status != ENDINGS[ending].mlflow:
+    as_before = ending is Ending.PRUNED and run.status == "KILLED"  # so earlier versions told it
+    if run.status != ENDINGS[ending].mlflow and not as_before:
         told = f"{name} is {ending.value} in Optuna, but its run is {run.status}"
         yield _finding(record, told, Cure.RETELL, run)
     elif run.state != ending.value:
