@@ -113,6 +113,7 @@ class Conductor:
         self._runless: set[int] = set()  # trials whose MLflow run is not written down: none waits for it
         self._told: dict[int, set[int]] = {}
         self._last: dict[int, Mapping[str, float]] = {}
+        self._verdicts: dict[int, bool] = {}  # whether the pruner would stop a trial at its last epoch
 
     def next(self, tune_id: str) -> dict[str, Any] | NoTrial:
         """A trial's configuration, or why there is none."""
@@ -170,7 +171,8 @@ class Conductor:
                 return False
         if epoch < max(self._told[number]):
             return True  # a trial that was moved, retried or resumed repeats what it had not yet saved
-        pruned = self.study.report(number, epoch, metrics)
+        # A pruner that climbs rungs answers once for an epoch: asked again, it has no objection any more.
+        pruned = self._verdicts.pop(number) if epoch in new else self.study.report(number, epoch, metrics)
         if epoch >= self._max_epochs[number]:
             self._end(tune_id, Ending.COMPLETED)
             return False
@@ -194,7 +196,7 @@ class Conductor:
         if broken:
             self._end(tune_id, Ending.DIVERGED, f"{', '.join(broken)} not finite at epoch {epoch}")
             return False
-        self.study.report(number, epoch, metrics)
+        self._verdicts[number] = self.study.report(number, epoch, metrics)
         return True
 
     def failed(self, tune_id: str, failure: Failure) -> bool:
