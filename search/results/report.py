@@ -118,13 +118,12 @@ def _finalists(finalists: Sequence[Finalist], metric: str) -> tuple[Sequence[str
         tests = (_with_interval(each.test[name]) if name in each.test else "" for name in scores)
         tie = "tie" if each.ties_with_best else ""
         cells.append((each.trial, mean_text(each.validation), covered, *tests, each.failed, tie))
-    return _table(("trial", f"{metric} (selected)", "95 % interval", *scores, "failed runs", ""), cells)
+    return ("trial", f"{metric} (selected)", "95 % interval", *scores, "failed runs", ""), cells
 
 
 def _with_interval(summary: Summary) -> str:
     covered = interval_text(summary)
     return mean_text(summary) + (f" ({covered})" if covered else "")
-    return ("trial", metric, "95 % interval", *scores, "failed runs", ""), cells
 
 
 def _listed(search: Search, winners: Sequence[TrialRow], rows: Sequence[TrialRow]) -> list[TrialRow]:
