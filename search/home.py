@@ -18,15 +18,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from search.errors import BadInput, SearchBusy, UnknownSearch
+from trainables.files.whole import replacing, write_json
 from trainables.record import PROGRESS_FILE
 
-__all__ = ["INSIDE", "LAUNCHED", "NAME", "Home", "is_inside", "searches_root"]
+__all__ = ["INSIDE", "NAME", "Home", "is_inside", "searches_root"]
 
 INSIDE = "TRANSFER_SEARCH_INSIDE"
 """Set where a command runs on a cluster, for somebody outside."""
-
-LAUNCHED = "the search is launched"
-"""What a launch there prints once the search has its home: nothing was found wrong."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """What a search may be called: it becomes a folder, an MLflow run and a Ray job."""
@@ -216,9 +214,8 @@ class Home:
 
     def keep(self, spec: str) -> None:
         """Writes down the spec, which makes this the home of a search: the last thing that a launch does."""
-        temporary = self.spec.with_suffix(".tmp")
-        temporary.write_text(spec, encoding="utf-8")
-        os.replace(temporary, self.spec)
+        with replacing(self.spec) as temporary:
+            temporary.write_text(spec, encoding="utf-8")
 
     def _holds_trials(self) -> bool:
         return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
@@ -304,9 +301,7 @@ class Home:
             "since": since,
             "beat": time.time(),
         }
-        temporary = self.root / "driver.json.tmp"
-        temporary.write_text(json.dumps(record))
-        os.replace(temporary, self.root / "driver.json")
+        write_json(self.root / "driver.json", record)
 
     def _beats(self, since: float, ended: threading.Event) -> None:
         while not ended.wait(_HEARTBEAT_SECONDS):

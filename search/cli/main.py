@@ -14,10 +14,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from search import __version__
+from search.answers import answer
 from search.cli import catalogue, results, running, upkeep, watching
 from search.cli.printing import console, errors
 from search.console import writable_in_any_terminal
 from search.errors import BadInput, TransferSearchError
+from search.home import is_inside
 from search.masking import masked
 from trainables.errors import DataError
 
@@ -56,14 +58,9 @@ def _explained() -> Any:
     try:
         yield
     except TransferSearchError as error:
-        text = "\n".join([f"error: {error}", *getattr(error, "__notes__", ())])
-        errors.print(masked(text), style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _fail("\n".join([str(error), *getattr(error, "__notes__", ())]), error.exit_code)
     except DataError as error:  # of data that has moved or changed under a search
-        errors.print(
-            f"error: {masked(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(BadInput.exit_code)
+        _fail(str(error), BadInput.exit_code)
     except KeyboardInterrupt:
         errors.print("interrupted", style="yellow")
         sys.exit(130)
@@ -79,14 +76,20 @@ def _explained() -> Any:
         if os.environ.get("TRANSFER_SEARCH_DEBUG"):
             raise
         logging.getLogger(__name__).exception("unexpected")
-        errors.print(
-            f"error: {type(error).__name__}: {masked(str(error))}\nThis is a defect of transfer-search, or "
-            "of what lies under it; set TRANSFER_SEARCH_DEBUG=1 to see where, and report it",
-            style="red",
-            markup=False,
-            highlight=False,
+        _fail(
+            f"{type(error).__name__}: {error}\nThis is a defect of transfer-search, or of what is under it; "
+            "set TRANSFER_SEARCH_DEBUG=1 to see where, and report it",
+            code=1,
         )
-        sys.exit(1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """Says what went wrong to people, and to whoever asked from outside a cluster; then exits."""
+    message = masked(message)
+    errors.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if is_inside():
+        sys.stderr.write(answer("failed", message=message, code=code))
+    sys.exit(code)
 
 
 def _of_a_file(error: OSError) -> str:

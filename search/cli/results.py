@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from search.answers import answer
 from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption, NameArgument
 from search.cli.printing import console, errors, print_json, show_winner
@@ -103,7 +104,7 @@ def export(
         version = registration.make(None if through_mlflow else to)
         console.print(f"registered {register} version {version}" + (f" as {alias}" if alias else ""))
     if stored:
-        sys.stdout.write(json.dumps(stored) + "\n")  # the last line, for whoever asked from outside
+        sys.stdout.write(answer("exported", **stored))
     else:
         console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
 

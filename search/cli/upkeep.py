@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from search.answers import answer
 from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption
 from search.cli.printing import console, errors, print_json
@@ -120,7 +120,7 @@ def doctor(
         "searches": {place.name: _examined(place, repair) for place in places},
     }
     if caller:
-        sys.stdout.write(json.dumps(found) + "\n")  # the last line, for whoever asked from outside
+        sys.stdout.write(answer("examined", **found))
         return
     show(found, console, as_json=as_json)
     if not all_well(found):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import shlex
@@ -30,8 +29,9 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import search
 import trainables
+from search.answers import for_people, said
 from search.errors import BadInput, Refused, TransferSearchError
-from search.home import INSIDE, LAUNCHED
+from search.home import INSIDE
 from search.run.ray_compat import JOB_STOP_SECONDS, NOISY_LOGGERS, asks_for_token, output_of_job
 from search.spec.search_spec import SearchSpec, read_spec
 
@@ -175,7 +175,7 @@ class Cluster:
             seen = ""
             async for chunk in self._client.tail_job_logs(job):
                 seen += chunk
-                text = output_of_job(job, seen)
+                text = for_people(output_of_job(job, seen))
                 if len(text) > len(shown):
                     sys.stdout.write(text[len(shown) :])
                     sys.stdout.flush()
@@ -274,7 +274,7 @@ def _launch(cluster: Cluster, spec: SearchSpec, console: Console, *, detach: boo
     if not detach:
         _attend(cluster, job, spec.name, console)
         return
-    while LAUNCHED not in cluster.log(job):
+    while said(cluster.log(job), "launched") is None:
         details = cluster.details(job)
         if details.status not in _ALIVE:
             _check(details, cluster.log(job))
@@ -309,8 +309,8 @@ def _diagnose(cluster: Cluster, words: Sequence[str], options: Mapping[str, Any]
     from search.cluster.health import versions
     from search.results.doctor import all_well, show
 
-    *_, told = cluster.output(["doctor", *words, "--caller", versions()]).splitlines()
-    found = json.loads(told)
+    text = cluster.output(["doctor", *words, "--caller", versions()])
+    found = _answered(text, "examined")
     show(found, console, as_json=options["as_json"])
     if not all_well(found) and not options["repair"]:
         sys.exit(1)
@@ -323,13 +323,25 @@ def _export(cluster: Cluster, words: Sequence[str], options: Mapping[str, Any], 
 
     to: Path = options["to"]
     replaceable(to)
-    *said, told = cluster.output(["export", *words, "--through-mlflow"]).splitlines()
-    stored = json.loads(told)
-    for line in said:
-        console.print(line, markup=False, highlight=False)
+    text = cluster.output(["export", *words, "--through-mlflow"])
+    stored = _answered(text, "exported")
+    sys.stdout.write(for_people(text))
     fetch_files(stored, to)
     console.print(f"trial {stored['trial']} is exported to {to}", markup=False, highlight=False)
     console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
+
+
+def _answered(text: str, kind: str) -> dict[str, Any]:
+    """The answer of a command that has ended well.
+
+    Raises:
+        TransferSearchError: if it gave none.
+    """
+    content = said(text, kind)
+    if content is None:
+        last = next(reversed(text.strip().splitlines()), "nothing")
+        raise TransferSearchError(f"the cluster gave no answer that this program knows; it said: {last}")
+    return content
 
 
 def _pack(folder: Path, spec: SearchSpec | None) -> None:
@@ -369,9 +381,7 @@ def _check(details: JobDetails, text: str) -> None:
     if details.status == JobStatus.SUCCEEDED:
         return
     code = details.driver_exit_code
-    _, found, message = text.rpartition("error: ")
-    if not found:
-        message = text.strip().splitlines()[-1] if text.strip() else str(details.message)
-    error = TransferSearchError(message.strip())
+    failed = said(text, "failed") or {"message": next(reversed(text.strip().splitlines()), details.message)}
+    error = TransferSearchError(str(failed["message"]).strip())
     error.exit_code = code if code is not None and code > 0 else 1
     raise error

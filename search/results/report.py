@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import html
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from search.search import Search
 from search.spec.domains import Range
 from search.study.finalists import Finalist, Summary, interval_text, mean_text, verdict
 from search.study.search_study import SearchStudy
+from trainables.files.whole import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,11 +39,10 @@ def write_report(search: Search, to: Path) -> str:
         BadInput: if no trial has completed, or the file cannot be written.
     """
     text = report(search)
-    temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, to)
+        with replacing(to) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot write {to}: {error.strerror}; give another file with --to") from error
     return text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +19,10 @@ from typing import Any
 
 from rich.console import Console
 
+from search.answers import answer
 from search.console import progress_bar
 from search.errors import AllFailedAlike, SpecError
-from search.home import LAUNCHED, Home, is_inside
+from search.home import Home, is_inside
 from search.masking import MaskingFilter
 from search.run.board import Board
 from search.run.capacity import Capacity
@@ -74,7 +76,8 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outc
                 study.samples = samples(found.data)
                 home.keep(spec.to_yaml())
                 if is_inside():
-                    console.print(LAUNCHED)
+                    sys.stdout.write(answer("launched", search=spec.name))  # nothing was found wrong
+                    sys.stdout.flush()
                 for line in (*spec.warnings, *found.data.report.lines()):
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
 

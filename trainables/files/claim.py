@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from trainables.files.remote import Remote
-from trainables.files.rows import replacing
+from trainables.files.whole import replacing
 from trainables.record import OWNER_FILE, PROGRESS_FILE, RECORD_FOLDER
 
 __all__ = ["Claim"]

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 import pyarrow
 from pyarrow import fs
 
-from trainables.files.rows import replacing
+from trainables.files.whole import replacing
 
 __all__ = ["ALLOWED", "Entry", "Remote", "RemoteError", "below", "is_uri"]
 

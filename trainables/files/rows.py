@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RowWriter", "digest_of", "kept_rows", "replacing", "touch", "write_json"]
+from trainables.files.whole import write_json
+
+__all__ = ["RowWriter", "digest_of", "kept_rows", "touch"]
 
 _VERSION = 1
 _LARGEST_OFFERED = 256  # images of one shape up to this side are kept as they are
@@ -125,22 +126,6 @@ def kept_rows(folder: Path, name: str, shape: tuple[int, ...]) -> Pixels | None:
 
 def digest_of(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when the block ends well."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record))
 
 
 def touch(path: Path) -> None:

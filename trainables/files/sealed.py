@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from trainables.files.rows import replacing
+from trainables.files.whole import replacing
 
 __all__ = ["Damaged", "seal", "unsealed", "write"]
 

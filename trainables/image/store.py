@@ -26,7 +26,8 @@ from torch import Tensor
 
 from trainables.errors import DataError
 from trainables.files.locked import locked, unwritable
-from trainables.files.rows import RowWriter, digest_of, kept_rows, replacing, touch, write_json
+from trainables.files.rows import RowWriter, digest_of, kept_rows, touch
+from trainables.files.whole import replacing, write_json
 from trainables.image.decode import UnreadableImage, read, to_frame
 from trainables.image.sources import Listing, Source
 
