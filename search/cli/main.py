@@ -70,8 +70,7 @@ def _explained() -> Any:
         if os.environ.get("TRANSFER_SEARCH_DEBUG"):
             raise
         logging.getLogger(__name__).debug("a file or the output", exc_info=True)
-        errors.print(f"error: {masked(_of_a_file(error))}", style="red", markup=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(_of_a_file(error), code=1)
     except Exception as error:
         if os.environ.get("TRANSFER_SEARCH_DEBUG"):
             raise

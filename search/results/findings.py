@@ -206,8 +206,10 @@ def _of_run(
 
 
 def _of_params(study: SearchStudy, trial: _Trial, run: ChildRun) -> Iterator[Finding]:
-    begun = study.begun(trial.record.number)
+    begun, written = study.begun(trial.record.number), study.written_hparams(trial.record.number)
     for key, value in (begun.hparams.active if begun else {}).items():
+        if key not in written:
+            continue  # of a later version than the trial
         known, meant = run.params.get(key), value if isinstance(value, str) else json.dumps(value)
         if known != meant:
             told = f"the run of {trial.name} has {key} {known or 'not'}, but it is {meant}"

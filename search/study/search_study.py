@@ -470,6 +470,10 @@ class SearchStudy:
         started = known[_STARTED]
         return Assignment(number, self.spec.hparams.from_dict(started["hparams"]), started["times"])
 
+    def written_hparams(self, number: int) -> frozenset[str]:
+        """The hyperparameters that were written down with a trial: none that a later version added."""
+        return frozenset(self._frozen(number).user_attrs.get(_STARTED, {}).get("hparams", ()))
+
     def reported(self, number: int) -> dict[int, float]:
         """The values of the first objective that were reported, by epoch."""
         return dict(self._frozen(number).intermediate_values)
