@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.answers import answer
+from search.answers import answer as as_answer
 from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption, NameArgument
 from search.cli.printing import console, errors, print_json, show_winner
@@ -104,7 +104,7 @@ def export(
         version = registration.make(None if through_mlflow else to)
         console.print(f"registered {register} version {version}" + (f" as {alias}" if alias else ""))
     if stored:
-        sys.stdout.write(answer("exported", **stored))
+        sys.stdout.write(as_answer("exported", **stored))
     else:
         console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
 
