@@ -119,7 +119,7 @@ def test_an_interrupted_search_is_resumed(before: dict[str, Any], folder: Path) 
         _keeps(row["params"], expected["params"])
         assert row["mlflow_run_id"] == expected["mlflow_run_id"]
         assert row["epochs"] == 4
-    # A state of that version had no metrics: an epoch that nobody had heard of is lost, and the doctor says so.
+    # A state of that version had no metrics: an epoch that nobody had heard of is lost, as the doctor says.
     found = said(transfer_search("doctor", "interrupted", "--caller", "a client"), "examined")
     assert found is not None
     assert [text.partition(" of ")[0] for text in found["searches"]["interrupted"]] == [
