@@ -12,26 +12,30 @@ a spec is read without it.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from trainables.errors import UnknownName
+from trainables.plugins import Registry, takes
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 __all__ = [
+    "MODALITIES",
     "Backbone",
     "BackboneInfo",
     "Data",
     "Examples",
+    "Exporter",
     "Mixing",
     "Modality",
     "Policy",
+    "Predictor",
     "Preprocessing",
     "Progress",
     "Report",
@@ -186,7 +190,64 @@ class Data(Hashable, Protocol):
         """
 
 
+class Predictor(Protocol):
+    """A saved model in use."""
+
+    @property
+    def card(self) -> Any:
+        """What the model is, a `training.model.Card`."""
+
+    @property
+    def logits(self) -> Callable[[Tensor], Tensor]:
+        """Maps examples [B, ...] to logits [B, C]."""
+
+    def example(self, item: Any) -> Tensor:
+        """What `probabilities` takes of an example as a person has it: a file's path, or an array.
+
+        Raises:
+            ValueError: for what is no example.
+        """
+
+    def probabilities(self, examples: list[Tensor], /) -> Tensor:
+        """Probabilities [B, C] of examples, each [...]."""
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        """A frame with a row an example: `label`, `probability`, and `probabilities` of all classes in order.
+
+        Raises:
+            ValueError: for what is no example.
+        """
+
+
+class Exporter(Protocol):
+    """A model on its way into files."""
+
+    def names(self, kind: str) -> Sequence[str]:
+        """What the files of a format are called, the model's first."""
+
+    def write(self, kind: str, folder: Path) -> None:
+        """Writes the files of a format into a folder."""
+
+    def difference(self, predictor: Any, data: Any) -> str:
+        """What of a file that was read back was compared beside its accuracy, in words, if anything.
+
+        Raises:
+            ValueError: where it differs from the model.
+        """
+
+    def sample(self, data: Any) -> bytes:
+        """A validation example as a file's bytes, which a served model takes.
+
+        Raises:
+            ValueError: where none is served.
+        """
+
+    def facts(self, folder: Path) -> Mapping[str, Any]:
+        """What a README tells of the files."""
+
+
 H = TypeVar("H")
+"""The hyperparameters of a modality."""
 
 
 class Modality(Hashable, Protocol[H]):
@@ -195,6 +256,8 @@ class Modality(Hashable, Protocol[H]):
     Attributes:
         name: the value of the spec's `data.modality`.
         hparams: what a trial can vary: a subclass of `training.hparams.HParams`.
+        suffixes: how the names of files end that hold an example each, in lower case.
+        export_files: the formats that a model is exported in, and what their files are called.
         backbone_knobs: the knobs that decide which backbone is built, `backbone` and `weights` among them.
     """
 
@@ -206,6 +269,12 @@ class Modality(Hashable, Protocol[H]):
 
     @property
     def backbone_knobs(self) -> tuple[str, ...]: ...
+
+    @property
+    def suffixes(self) -> Collection[str]: ...
+
+    @property
+    def export_files(self) -> Mapping[str, str]: ...
 
     def load(self, config: Mapping[str, Any], *, cache_dir: Path, progress: Progress | None = None) -> Data:
         """The data of a spec's `data` section, checked and split.
@@ -266,8 +335,27 @@ class Modality(Hashable, Protocol[H]):
     def preview(self, policy: Policy, examples: Tensor) -> bytes | None:
         """A PNG of what a policy draws of some examples; None where there is nothing to look at."""
 
+    def predictor(self, loaded: Any) -> Predictor:
+        """What uses a `training.model.LoadedModel`."""
+
+    def exporter(self, loaded: Any) -> Exporter:
+        """What writes a `training.model.LoadedModel` into files."""
+
+    def read_export(self, kind: str, path: Path) -> Predictor:
+        """What uses a file of a format, a key of `export_files`.
+
+        Raises:
+            ValueError: where the file is damaged, or none.
+        """
+
+    def licence(self, card: Any) -> str:
+        """Under which terms the weights are that a model's training began with, as the end of a sentence."""
+
     def backbones(self, pattern: str | None) -> Sequence[BackboneInfo]:
         """The backbones whose names match `pattern`; without one, those that are worth a list."""
+
+    def problems(self) -> Sequence[str]:
+        """What is wrong with what installed packages add to it, a message for each."""
 
     def policies(self) -> Mapping[str, Sequence[str]]:
         """What each policy does with its defaults, by name."""
@@ -281,18 +369,46 @@ class Modality(Hashable, Protocol[H]):
 
 
 _OWN = {"image": "trainables.image.modality:IMAGE"}
-"""The modalities of this package; named rather than imported, since each is made of what stands above."""
+"""Those of this package; named rather than imported, since each is made of what stands above this module."""
 
 
 @cache
 def modality(name: str) -> Modality[Any]:
-    """The modality `name`.
+    """The modality `name`, our own or an installed package's.
 
     Raises:
         UnknownName: where there is none.
+        PluginError: where it cannot be used.
     """
     if name not in _OWN:
-        raise UnknownName("modality", name, _OWN)
+        plugged: Modality[Any] = MODALITIES.load(name)
+        return plugged
     module, _, attribute = _OWN[name].partition(":")
     found: Modality[Any] = getattr(importlib.import_module(module), attribute)
     return found
+
+
+def _check(name: str, found: Any) -> None:
+    """Sees that an object is a modality as far as its shape tells."""
+    missing = [each for each in _members() if not hasattr(found, each)]
+    if missing:
+        raise TypeError(f"it has no {', '.join(missing)}, which `trainables.modality.Modality` asks for")
+    if found.name != name:
+        raise ValueError(f"its name is {found.name!r}, but it is registered as {name!r}")
+    if getattr(found.hparams, "modality", None) != name:
+        raise ValueError(f"the class variable `modality` of its hparams must be {name!r}")
+    for each in _members():
+        asked = getattr(Modality, each)
+        if not inspect.isfunction(asked):
+            continue
+        parameters = list(inspect.signature(asked).parameters.values())[1:]
+        named = {p.name: p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        takes(each, getattr(found, each), *(p.name for p in parameters if p.name not in named), **named)
+
+
+def _members() -> list[str]:
+    return [each for each in vars(Modality) if not each.startswith("_")]
+
+
+MODALITIES = Registry("modalities", "modality", _OWN, _check)
+"""The names of all modalities."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainables.image.classifier import Classifier, of_model
+from trainables.image.classifier import Classifier
+from trainables.modality import Predictor, modality
 from trainables.training.model import load_delta
 
 __all__ = ["Classifier"]
 
 
-def _load_pyfunc(path: str) -> Classifier:
+def _load_pyfunc(path: str) -> Predictor:
     """What `mlflow.pyfunc.load_model` calls with the folder of the delta."""
-    return of_model(load_delta(Path(path)))
+    loaded = load_delta(Path(path))
+    return modality(loaded.card.hparams.modality).predictor(loaded)

@@ -9,11 +9,13 @@ import typer
 from rich.table import Table
 
 from search.cli.options import JsonOption
-from search.cli.printing import console, print_json
+from search.cli.printing import console, errors, print_json
 from search.errors import BadInput
+from search.spec.search_spec import SAMPLERS
 from trainables.errors import DataError, UnknownName
-from trainables.modality import Modality
+from trainables.modality import MODALITIES, Modality
 from trainables.modality import modality as find_modality
+from trainables.plugins import PluginError
 
 __all__ = ["commands"]
 
@@ -29,7 +31,9 @@ def list_backbones(
     as_json: JsonOption = False,
 ) -> None:
     """List the backbones, and whether their weights are on this machine."""
-    found = _modality(modality).backbones(pattern)
+    kind = _modality(modality)
+    found = kind.backbones(pattern)
+    _warn(kind)
     if as_json:
         print_json(
             [
@@ -63,6 +67,7 @@ def list_policies(
     """List the augmentation policies and what each does; draw them on an image."""
     kind = _modality(modality)
     lines = kind.policies()
+    _warn(kind)
     if as_json:
         print_json({policy: list(steps) for policy, steps in lines.items()})
     else:
@@ -78,8 +83,14 @@ def list_policies(
         console.print(f"drawn to {to}")
 
 
+def _warn(kind: Modality[Any]) -> None:
+    """Names what installed packages add and cannot be used."""
+    for problem in (*kind.problems(), *MODALITIES.problems(), *SAMPLERS.problems()):
+        errors.print(f"warning: {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def _modality(name: str) -> Modality[Any]:
     try:
         return find_modality(name)
-    except UnknownName as error:
+    except (UnknownName, PluginError) as error:
         raise BadInput(str(error)) from error

@@ -65,7 +65,7 @@ def export(
     ] = None,
     formats: Annotated[
         list[Format] | None,
-        typer.Option("--format", help="May be repeated; all three if not given."),
+        typer.Option("--format", help="May be repeated; all that there are if not given."),
     ] = None,
     register: Annotated[
         str | None, typer.Option(help="Register the trial's model in MLflow under this name.")
@@ -89,7 +89,7 @@ def export(
     if trial is not None and finalist is not None:
         raise BadInput("--trial and --finalist name different models; give one of them")
     search = Search.open(Home.existing(name, home))
-    wanted = [each.value for each in dict.fromkeys(formats or Format)]
+    wanted = [each.value for each in dict.fromkeys(formats or ())] or list(search.spec.modality.export_files)
     registration = None
     if register:
         registration = Registration(search, trial, finalist, register, alias)
@@ -147,8 +147,8 @@ def predict(
     from search.results.export import open_export
     from search.results.predictions import image_files, predictions
 
-    files = image_files(images)
     classifier = open_export(folder)
+    files = image_files(images, classifier)
     answers = predictions(classifier, files, None if as_json else top)
     write = _json_answers if as_json else _csv_answers if as_csv else _lines
     broken = write(answers, top)

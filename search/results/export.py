@@ -28,10 +28,7 @@ from search.results.rows import FinalistRow, TrialRow, chosen, model_folder
 from search.run.planning import cache_root
 from search.search import Search
 from search.tracking.artifacts import store_files
-from trainables.image.classifier import Classifier, of_model
-from trainables.image.data import DataConfig, ImageData, load
-from trainables.image.graphs import FILES, WholeModel, read_graph, write_graph, write_helper
-from trainables.training.metrics import scores
+from trainables.modality import Data, Exporter, Modality, Predictor, modality
 from trainables.training.model import LoadedModel, ModelError, load_delta
 
 __all__ = ["ExportedModel", "export_trial", "open_export", "opened_model", "replaceable", "stored_export"]
@@ -39,8 +36,7 @@ __all__ = ["ExportedModel", "export_trial", "open_export", "opened_model", "repl
 CARD_FILE = "model.json"
 README_FILE = "README.md"
 _BATCH = 64
-_DECODED = 48  # images that are compared as their files hold them
-_TOLERANCE = 1e-3  # of a probability, and of an accuracy
+_TOLERANCE = 1e-3  # of an accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +45,12 @@ class ExportedModel:
 
     row: TrialRow
     loaded: LoadedModel
-    data: ImageData
+    data: Data
+
+    @property
+    def modality(self) -> Modality[Any]:
+        """What it tells apart."""
+        return modality(self.loaded.card.hparams.modality)
 
 
 def opened_model(search: Search, trial: int | None = None, finalist: int | None = None) -> ExportedModel:
@@ -63,7 +64,7 @@ def opened_model(search: Search, trial: int | None = None, finalist: int | None 
         loaded = load_delta(model_folder(search, row))
     except ModelError as error:
         raise BadInput(f"the model of trial {row.trial} cannot be opened: {error}") from error
-    data = load(DataConfig.from_dict(spec.data.config), cache_dir=cache_root(spec))
+    data = spec.modality.load(spec.data.config, cache_dir=cache_root(spec))
     return ExportedModel(row=row, loaded=loaded, data=data)
 
 
@@ -87,7 +88,13 @@ def export_trial(
     """
     replaceable(to)
     model = opened_model(search, trial, finalist)
-    whole = WholeModel(model.loaded)
+    unknown = sorted(set(formats) - set(model.modality.export_files))
+    if unknown:
+        raise BadInput(
+            f"a model of {model.modality.name} cannot be exported as {', '.join(unknown)}; give --format "
+            f"{' or '.join(model.modality.export_files)}"
+        )
+    exporter = model.modality.exporter(model.loaded)
     with _replaced(to) as written:
         names = [CARD_FILE, README_FILE]
         (written / CARD_FILE).write_text(_card_text(model.loaded), encoding="utf-8")
@@ -95,13 +102,14 @@ def export_trial(
         with progress_bar(console) as progress:
             for step, kind in enumerate(formats):
                 progress("export", step, len(formats))
-                write_graph(kind, whole, written / FILES[kind])
-                helper = write_helper(kind, written)
-                names += [FILES[kind], *([helper] if helper else [])]
-                checks.append(_checked(model, kind, read_graph(kind, written / FILES[kind])))
+                exporter.write(kind, written)
+                names += exporter.names(kind)
+                checks.append(_checked(model, kind, exporter, written))
                 yield checks[-1]
             progress("export", len(formats), len(formats))
-        text = readme(search, model.row, model.loaded.card, model.data, formats, checks, written)
+        text = readme(
+            search, model.row, model.loaded.card, model.data, formats, checks, exporter.facts(written)
+        )
         (written / README_FILE).write_text(text, encoding="utf-8")
     yield f"trial {model.row.trial} is exported to {to}: {', '.join(names)}"
 
@@ -172,9 +180,10 @@ def stored_export(
 # Checks
 
 
-def _checked(model: ExportedModel, kind: str, classifier: Classifier) -> str:
-    """Measures a file on the validation images; says so, or raises `ExportMismatch`."""
-    accuracy, recorded = _accuracy(classifier, model.data), classifier.card.metric["val_accuracy"]
+def _checked(model: ExportedModel, kind: str, exporter: Exporter, folder: Path) -> str:
+    """Measures a file on the validation split; says so, or raises `ExportMismatch`."""
+    predictor = model.modality.read_export(kind, folder / model.modality.export_files[kind])
+    accuracy, recorded = _accuracy(predictor, model), predictor.card.metric["val_accuracy"]
     # Other kernels round otherwise: one image in a thousand may fall on the other side.
     if abs(accuracy - recorded) > _TOLERANCE:
         raise ExportMismatch(
@@ -182,57 +191,45 @@ def _checked(model: ExportedModel, kind: str, classifier: Classifier) -> str:
             "it is not the model that was trained; nothing was written. Did the data change?"
         )
     told = f"{kind}: validation accuracy {accuracy:.4f}, as recorded ({recorded:.4f})"
-    if classifier.raw is None:
-        return told
-    count, largest = _decoded_difference(model, classifier)
-    return f"{told}; {count} images at their own sizes: probabilities differ by at most {largest:.1g}"
+    try:
+        more = exporter.difference(predictor, model.data)
+    except ValueError as error:
+        raise ExportMismatch(f"{error}; nothing was written") from error
+    return f"{told}; {more}" if more else told
 
 
-def _accuracy(classifier: Classifier, data: ImageData) -> float:
-    preprocessing = classifier.card.preprocessing
-    frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)
-    indices = data.splits["validation"]
+def _accuracy(predictor: Predictor, model: ExportedModel) -> float:
+    examples = model.data.examples(predictor.card.preprocessing)
+    indices = model.data.splits["validation"]
     with torch.no_grad():
-        parts = [classifier.logits(frames[batch]) for batch in indices.split(_BATCH)]
-    return scores(torch.cat(parts), data.labels[indices]).accuracy
+        parts = [predictor.logits(examples[batch]) for batch in indices.split(_BATCH)]
+    accuracy: float = model.modality.scores(torch.cat(parts), model.data.labels[indices]).accuracy
+    return accuracy
 
 
-def _decoded_difference(model: ExportedModel, classifier: Classifier) -> tuple[int, float]:
-    """How many images were given to a graph at their own size, and how far it is from the trained model.
-
-    Raises:
-        ExportMismatch: if it is so far that a label may change.
-    """
-    assert classifier.raw is not None
-    trained = of_model(model.loaded)
-    chosen_images = model.data.splits["validation"][:_DECODED].tolist()
-    largest = 0.0
-    for index in chosen_images:
-        image = model.data.image(index)
-        expected = trained.probabilities([trained.resized(image)])[0]
-        with torch.no_grad():
-            found = classifier.raw(image.permute(1, 2, 0).unsqueeze(0)).float().softmax(1)[0]
-        difference = float((found - expected).abs().max())
-        largest = max(largest, difference)
-        if difference > 10 * _TOLERANCE:
-            raise ExportMismatch(
-                f"the exported graph tells {model.data.names[index]!r} ({image.shape[2]} x {image.shape[1]} "
-                f"pixels) otherwise than the trained model: a probability differs by {difference:.3f}; "
-                "nothing was written"
-            )
-    return len(chosen_images), largest
-
-
-def open_export(folder: Path) -> Classifier:
-    """The classifier in a folder that `export_trial` wrote, from that folder alone.
+def open_export(folder: Path) -> Predictor:
+    """What uses the model in a folder that `export_trial` wrote, from that folder alone.
 
     Raises:
         BadInput: if the folder holds no export, or a damaged one.
     """
-    for kind, name in FILES.items():
+    kind = _modality_of(folder)
+    for form, name in kind.export_files.items():
         if (folder / name).is_file():
             try:
-                return read_graph(kind, folder / name)
+                return kind.read_export(form, folder / name)
             except Exception as error:  # readers of files that nobody vouches for raise whatever they meet
                 raise BadInput(f"{folder / name} is no usable export: {error}") from error
-    raise BadInput(f"{folder} holds no model ({', '.join(FILES.values())}); export one first")
+    raise BadInput(f"{folder} holds no model ({', '.join(kind.export_files.values())}); export one first")
+
+
+def _modality_of(folder: Path) -> Modality[Any]:
+    """What an export tells apart, by its card; images where there is none, or one made before."""
+    try:
+        name = json.loads((folder / CARD_FILE).read_text(encoding="utf-8")).get("modality", "image")
+    except (OSError, ValueError, AttributeError):
+        name = "image"
+    try:
+        return modality(str(name))
+    except ValueError as error:
+        raise BadInput(f"the model in {folder} cannot be used: {error}") from error

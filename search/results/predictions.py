@@ -12,8 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from search.errors import BadInput
-from trainables.image.classifier import Classifier
-from trainables.image.decode import EXTENSIONS, UnreadableImage
+from trainables.modality import Predictor, modality
 
 __all__ = ["Prediction", "image_files", "predictions"]
 
@@ -36,18 +35,23 @@ class Prediction:
     error: str = ""
 
 
-def image_files(given: Sequence[str]) -> list[Path]:
+def image_files(given: Sequence[str], predictor: Predictor) -> list[Path]:
     """The files that paths, folders (with what is below them) and globs name, each once, in order.
+
+    Args:
+        given: what to look for.
+        predictor: whose modality says which files of a folder are examples.
 
     Raises:
         BadInput: for what names no file.
     """
+    suffixes = modality(predictor.card.hparams.modality).suffixes
     found: dict[Path, None] = {}
     nothing = []
     for text in given:
         path = Path(text)
         if path.is_dir():
-            mine = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in EXTENSIONS]
+            mine = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in suffixes]
         elif path.exists():
             mine = [path]
         else:
@@ -62,7 +66,7 @@ def image_files(given: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def predictions(classifier: Classifier, files: Iterable[Path], top: int | None = 1) -> Iterator[Prediction]:
+def predictions(classifier: Predictor, files: Iterable[Path], top: int | None = 1) -> Iterator[Prediction]:
     """The answers in the order of the files.
 
     Args:
@@ -83,14 +87,14 @@ def predictions(classifier: Classifier, files: Iterable[Path], top: int | None =
                     yield Prediction(image=path, top=_best(classifier, next(shares), top))
 
 
-def _frame(classifier: Classifier, path: Path) -> Tensor | str:
+def _frame(classifier: Predictor, path: Path) -> Tensor | str:
     try:
-        return classifier.frame(path)
-    except UnreadableImage as error:
-        return error.reason
+        return classifier.example(path)
+    except ValueError as error:
+        return str(getattr(error, "reason", error))
 
 
-def _best(classifier: Classifier, shares: Tensor, top: int | None) -> tuple[tuple[str, float], ...]:
+def _best(classifier: Predictor, shares: Tensor, top: int | None) -> tuple[tuple[str, float], ...]:
     count = len(classifier.card.classes)
     values, places = shares.topk(min(top or count, count))
     names = classifier.card.classes

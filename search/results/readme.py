@@ -5,9 +5,8 @@ from __future__ import annotations
 import datetime
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,9 +15,7 @@ from search import __version__
 from search.results.rows import TrialRow, WinnerRow
 from search.search import Search
 from search.study.finalists import mean_text
-from trainables.image import backbones
-from trainables.image.data import ImageData
-from trainables.image.graphs import FILES, opset
+from trainables.modality import Data, modality
 from trainables.training.model import Card
 
 __all__ = ["interval", "readme"]
@@ -31,10 +28,10 @@ def readme(
     search: Search,
     row: TrialRow,
     card: Card,
-    data: ImageData,
+    data: Data,
     formats: Sequence[str],
     checks: Sequence[str],
-    folder: Path,
+    facts: Mapping[str, Any],
 ) -> str:
     """The text of an export's README, in Markdown.
 
@@ -43,9 +40,9 @@ def readme(
         row: the trial's, as `rows.chosen` gives it.
         card: the model's.
         data: what it was trained on.
-        formats: that were written, into `folder`.
+        formats: that were written.
         checks: what was found when they were read back.
-        folder: where they lie.
+        facts: what the exporter tells of the files.
     """
     pages = Environment(
         loader=PackageLoader("search.results"), undefined=StrictUndefined, keep_trailing_newline=True
@@ -56,14 +53,14 @@ def readme(
         card=card,
         formats=formats,
         checks=checks,
-        opset=opset(folder / FILES["onnx"]) if "onnx" in formats else None,
+        **facts,
         date=datetime.date.today().isoformat(),
         version=__version__,
         source=search.spec.data.source,
         sizes={name: f"{len(indices):,}" for name, indices in data.splits.items()},
         fingerprint=data.fingerprint,
         metrics=list(_metrics(row, card, data)),
-        licence=backbones.licence(card.backbone, card.weights),
+        licence=modality(card.hparams.modality).licence(card),
         versions=", ".join(
             [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]
         ),
@@ -71,7 +68,7 @@ def readme(
     return text.replace("\\\n", "")
 
 
-def _metrics(row: TrialRow, card: Card, data: ImageData) -> Iterator[dict[str, Any]]:
+def _metrics(row: TrialRow, card: Card, data: Data) -> Iterator[dict[str, Any]]:
     """The model's own metrics, then what its trial's fresh runs had together."""
     for name, value in card.metric.items():
         if not name.startswith(("val_", "test_")):

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from search.errors import BadInput
-from search.results.export import ExportedModel, opened_model
+from search.results.export import opened_model
 from search.search import Search
 from search.tracking.registry import Candidate, check_names, defended, registered
-from trainables.image.graphs import FILES, HELPERS, WholeModel, read_graph, write_graph, write_helper
-from trainables.training.metrics import scores
 
 __all__ = ["Registration"]
 
 _BATCH = 64
+_FORMAT = "onnx"
 
 
 class Registration:
@@ -42,6 +39,10 @@ class Registration:
         self._name, self._alias = name, alias
         self._search = search
         self._model = opened_model(search, trial, finalist)
+        kind = self._model.modality
+        if _FORMAT not in kind.export_files:
+            raise BadInput(f"a model of {kind.name} cannot be registered: it cannot be exported as {_FORMAT}")
+        self._exporter = kind.exporter(self._model.loaded)
         if self._model.row.mlflow_run_id is None:
             raise BadInput(
                 f"MLflow has no run of trial {self._model.row.trial}; send it with "
@@ -92,37 +93,29 @@ class Registration:
         """Registers the model, with the graph in the folder if it is there; returns the version."""
         with tempfile.TemporaryDirectory(prefix="register-") as temporary:
             folder = exported
-            if folder is None or not (folder / FILES["onnx"]).exists():
+            graph, code = self._exporter.names(_FORMAT)
+            if folder is None or not (folder / graph).exists():
                 folder = Path(temporary)
-                write_graph("onnx", WholeModel(self._model.loaded), folder / FILES["onnx"])
-                write_helper("onnx", folder)
+                self._exporter.write(_FORMAT, folder)
             return registered(
                 self._search.spec,
                 self._candidate,
                 self._name,
                 self._alias,
-                graph=folder / FILES["onnx"],
-                code=folder / HELPERS["onnx"],
-                example=_encoded(self._model),
+                graph=folder / graph,
+                code=folder / code,
+                example=self._exporter.sample(self._model.data),
             )
 
     def _measure(self, graph: Path) -> float | None:
         """The value of another graph on this model's validation images; None where it tells other classes."""
-        classifier, data = read_graph("onnx", graph), self._model.data
+        kind, data = self._model.modality, self._model.data
+        predictor = kind.read_export(_FORMAT, graph)
         metric = self._candidate.metric.removeprefix("val_")
-        if classifier.card.classes != data.classes:
+        if predictor.card.classes != data.classes:
             return None
-        preprocessing = classifier.card.preprocessing
-        frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)
+        examples = data.examples(predictor.card.preprocessing)
         indices = data.splits["validation"]
-        logits = torch.cat([classifier.logits(frames[batch]) for batch in indices.split(_BATCH)])
-        value = getattr(scores(logits, data.labels[indices]), metric, None)
+        logits = torch.cat([predictor.logits(examples[batch]) for batch in indices.split(_BATCH)])
+        value = getattr(kind.scores(logits, data.labels[indices]), metric, None)
         return None if value is None else float(value)
-
-
-def _encoded(model: ExportedModel) -> bytes:
-    """A validation image as the bytes of a file."""
-    image = model.data.image(int(model.data.splits["validation"][0]))
-    output = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(output, "PNG")
-    return output.getvalue()

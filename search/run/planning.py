@@ -13,7 +13,7 @@ import torch
 from search.errors import Problem, SpecError
 from search.home import Home, is_inside
 from search.spec.domains import Choice, Domain, Fixed, Range
-from search.spec.search_spec import SearchSpec
+from search.spec.search_spec import SAMPLERS, SearchSpec
 from search.study.earlier import start_of
 from search.study.intervals import Sample
 from search.study.pruners import pruner_problems
@@ -22,6 +22,7 @@ from trainables.errors import BackboneError, DataError
 from trainables.files.cache import default_root
 from trainables.files.remote import Remote, RemoteError
 from trainables.modality import Backbone, Data
+from trainables.training.hparams import Knob
 from trainables.training.keeping import LAST_EPOCHS
 from trainables.training.loop import Monitor, Settings
 from trainables.training.model import build_model, unfreeze
@@ -112,6 +113,9 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
             Remote(spec.checkpoints).check()
         except RemoteError as error:
             problems.append(Problem(place="checkpoints", given=None, message=str(error)))
+    if spec.search.sampler in SAMPLERS.added:
+        for message in SAMPLERS.problems([spec.search.sampler]):
+            problems.append(Problem(place="search.sampler", given=repr(spec.search.sampler), message=message))
     classes = len(data.classes) if data else 2
     trainable: dict[tuple[str, str, str], tuple[int, int]] = {}
     builds = spec.modality.backbone_knobs
@@ -125,12 +129,29 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
             if problem not in problems:
                 problems.append(problem)
             continue
+        if data is not None and not trainable:
+            problems += _policy_problems(spec, data, backbone)
         for strategy in values_of(spec.domain("strategy")):
             key = (name, weights, strategy)
             trainable.setdefault(key, _parameters(backbone, strategy, spec, classes))
     if problems or data is None:
         raise SpecError(f"search {spec.name}", problems)
     return Plan(spec, home, data, trainable)
+
+
+def _policy_problems(spec: SearchSpec, data: Data, backbone: Backbone) -> Iterator[Problem]:
+    """The policies of the space that cannot be built."""
+    for name in values_of(spec.domain("policy")):
+        if any(known.rows and ("policy", name) in _conditions(known) for known in spec.knobs.values()):
+            continue  # its table is yet to be drawn
+        try:
+            spec.modality.policy(spec.hparams(policy=name), data, backbone.preprocessing)
+        except ValueError as error:
+            yield Problem(place="space.policy", given=repr(name), message=str(error))
+
+
+def _conditions(known: Knob) -> set[tuple[str, Any]]:
+    return {(name, value) for name, values in known.when.items() for value in values}
 
 
 def values_of(domain: Domain) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from search.errors import Problem
 from search.spec.section import Section, problems_of
 from search.spec.wording import misread, unknown_key
+from trainables.errors import did_you_mean
 from trainables.training.hparams import Knob
 
 __all__ = ["Choice", "Domain", "Fixed", "Range", "plain", "points", "read_space"]
@@ -100,7 +101,11 @@ def _domain(known: Knob, value: Any, place: str) -> tuple[Domain, list[Problem]]
     values = value if isinstance(value, list) else [value]
     values = [_number(known, each) for each in values]
     problems = [
-        Problem(place=place, given=repr(each), message=f"must be {known.allowed}{misread(each)}")
+        Problem(
+            place=place,
+            given=repr(each),
+            message=f"must be {known.allowed}{misread(each)}{_hint(known, each)}",
+        )
         for each in values
         if not known.accepts(each)
     ]
@@ -113,6 +118,10 @@ def _domain(known: Knob, value: Any, place: str) -> tuple[Domain, list[Problem]]
     if isinstance(value, list) and len(values) > 1:
         return Choice(values=tuple(values)), problems
     return Fixed(value=values[0]), problems
+
+
+def _hint(known: Knob, value: Any) -> str:
+    return did_you_mean(value, map(str, known.every)) if isinstance(value, str) else ""
 
 
 def _number(known: Knob, value: Any) -> Any:

@@ -24,11 +24,12 @@ from search.home import NAME
 from search.spec.document import located, override, parsed, text_of
 from search.spec.domains import Choice, Domain, Fixed, Range, plain, points, read_space
 from search.spec.section import SECRET, Section, problems_of
-from trainables.errors import UnknownName
+from trainables.errors import UnknownName, did_you_mean
 from trainables.modality import Modality, modality
+from trainables.plugins import PluginError, Registry, takes
 from trainables.training.hparams import HParams, Knob, knobs
 
-__all__ = ["SearchSpec", "read_spec", "seconds_of", "with_driver"]
+__all__ = ["SAMPLERS", "SearchSpec", "read_spec", "seconds_of", "with_driver"]
 
 
 _AMOUNT = r"\d+(?:\.\d+)?"
@@ -198,6 +199,22 @@ class Finalists(Section):
     seeds: int = Field(3, ge=2)  # one value has no spread
 
 
+def _check_sampler(name: str, build: Any) -> None:
+    takes("it", build, seed="seed")
+
+
+SAMPLERS = Registry(
+    "samplers", "sampler", ("tpe", "random", "gp", "cmaes", "qmc", "nsga2", "grid"), _check_sampler
+)
+"""The names of all samplers; those that packages add are functions of `seed` that give one of Optuna's."""
+
+
+def _known_sampler(name: str) -> str:
+    if name not in SAMPLERS.names:
+        raise ValueError(f"must be one of {', '.join(SAMPLERS.names)}{did_you_mean(name, SAMPLERS.names)}")
+    return name
+
+
 class Search(Section):
     """How the space is searched.
 
@@ -210,7 +227,7 @@ class Search(Section):
     time: Duration | None = None
     trial_time: Duration | None = None
     max_epochs: int = Field(8, ge=1, le=10_000)
-    sampler: Literal["tpe", "random", "gp", "cmaes", "qmc", "nsga2", "grid"] = "tpe"
+    sampler: Annotated[str, AfterValidator(_known_sampler)] = "tpe"
     pruner: Literal["asha", "hyperband", "median", "wilcoxon", "none"] = "asha"
     finalists: Finalists | None = None
     seed: int = Field(0, ge=0)
@@ -391,7 +408,7 @@ def _knobs(raw: Mapping[str, Any]) -> Mapping[str, Knob]:
     name = data.get("modality", "image") if isinstance(data, dict) else "image"
     try:
         return knobs(modality(name).hparams)
-    except (UnknownName, TypeError):
+    except (UnknownName, PluginError, TypeError):
         return knobs(modality("image").hparams)
 
 

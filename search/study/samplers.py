@@ -21,7 +21,8 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from search.spec.search_spec import SearchSpec
+from search.errors import BadInput
+from search.spec.search_spec import SAMPLERS, SearchSpec
 from trainables.seeds import derived_seed
 
 __all__ = ["LearningSampler", "build_sampler", "population", "sampler_notes"]
@@ -70,6 +71,29 @@ def _inner(spec: SearchSpec, seed: int) -> BaseSampler:
                 return samplers.NSGAIISampler(seed=seed, population_size=population(spec.search.trials))
             case "grid":
                 return samplers.RandomSampler(seed=seed)  # of what is enqueued nothing is left to draw
+        return _added(spec.search.sampler, seed)
+
+
+def _added(name: str, seed: int) -> BaseSampler:
+    """The sampler that an installed package adds.
+
+    Raises:
+        BadInput: where it cannot be used.
+    """
+    try:
+        found = SAMPLERS.load(name)(seed=seed)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    except Exception as error:  # a stranger's code raises whatever it likes
+        raise BadInput(
+            f"the sampler {name!r} of {SAMPLERS.origin(name)} cannot be used: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, BaseSampler):
+        raise BadInput(
+            f"the sampler {name!r} of {SAMPLERS.origin(name)} gives {type(found).__name__}, but must give an "
+            "optuna.samplers.BaseSampler"
+        )
+    return found
 
 
 def population(trials: int) -> int:

@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainables.errors import UnknownName
 from trainables.image import operations as ops
-from trainables.image.hparams import BINS, OPERATIONS, POLICIES, ImageHParams
+from trainables.image.hparams import ADDED_POLICIES, BINS, OPERATIONS, ImageHParams
+from trainables.plugins import PluginError
 
 __all__ = [
     "OPERATIONS",
@@ -447,7 +447,53 @@ def _stages(hparams: ImageHParams, size: int, upright: bool) -> list[Stage]:
         case "sampled":
             rows = _checked(hparams.sub_policies)
             return [SubPolicies(rows=rows, ranges=ranges(usual, max(map(len, rows))), bins=BINS), crop]
-    raise UnknownName("policy", hparams.policy, POLICIES)
+    return list(_added(hparams.policy, size, upright))
+
+
+def _added(name: str, size: int, upright: bool) -> tuple[Stage, ...]:
+    """The stages of a policy that an installed package adds, after a trial of them.
+
+    Raises:
+        UnknownName: where there is none.
+        PluginError: where it is not what a policy must be.
+    """
+    build = ADDED_POLICIES.load(name)
+    try:
+        stages = tuple(build(image_size=size, orientation_matters=upright))
+        _try(stages, size)
+    except Exception as error:  # a stranger's code raises whatever it likes
+        raise PluginError(
+            f"the policy {name!r} of {ADDED_POLICIES.origin(name)} cannot be used: "
+            f"{type(error).__name__}: {error}; mend the package or uninstall it"
+        ) from error
+    return stages
+
+
+def _try(stages: tuple[Stage, ...], size: int) -> None:
+    """Sees that stages give inputs, the same for a frame and a seed in whatever batch.
+
+    Raises:
+        ValueError: where they do not.
+    """
+    if not stages:
+        raise ValueError("it has no stage, but must have at least one, such as a crop")
+    for stage in stages:
+        if " at 0x" in repr(stage):
+            raise ValueError(f"repr({stage!r}) must tell what it does: make it a frozen dataclass")
+        if not all(isinstance(line, str) for line in stage.describe()):
+            raise ValueError(f"{stage!r}.describe() must give lines of text")
+    side = size + size // 7
+    numbers = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8, generator=numbers)
+    seeds = torch.tensor([1, 2, 3])
+    policy = Policy("", size, stages)
+    together, alone = policy(frames, seeds), policy(frames[1:2], seeds[1:2])
+    if together.dtype != torch.uint8 or together.shape != (3, 3, size, size):
+        raise ValueError(
+            f"it gives {together.dtype} {list(together.shape)}, but must give uint8 {[3, 3, size, size]}"
+        )
+    if not torch.equal(together[1:2], alone):
+        raise ValueError("a frame and a seed give another input in another batch: draw from the seeds alone")
 
 
 def _checked(rows: tuple[SubPolicy, ...]) -> tuple[SubPolicy, ...]:
@@ -478,11 +524,13 @@ class Policy:
         name: `HParams.policy`.
         image_size: side of what it returns.
         stages: what it does, in order.
+        origin: the package that adds it, with its version; empty for our own.
     """
 
     name: str
     image_size: int
     stages: tuple[Stage, ...]
+    origin: str = ""
 
     def __call__(self, frames: Tensor, seeds: Tensor) -> Tensor:
         """Inputs, uint8 [B, 3, s, s], of frames uint8 [B, 3, S, S] and seeds int64 [B].
@@ -518,7 +566,8 @@ class Policy:
     @property
     def key(self) -> str:
         """Text that changes with everything that changes what a frame and a seed become."""
-        return f"augment {VERSION}: " + "; ".join(map(repr, self.stages))
+        ours = f"augment {VERSION}: " + "; ".join(map(repr, self.stages))
+        return f"{self.origin}, {ours}" if self.origin else ours
 
     def describe(self) -> list[str]:
         """The stages as built, with their ranges, for a person."""
@@ -534,7 +583,9 @@ def build(hparams: ImageHParams, *, image_size: int, orientation_matters: bool =
     stages = _stages(hparams, image_size, orientation_matters)
     if hparams.random_erasing > 0:
         stages.append(Erasing(probability=hparams.random_erasing))
-    return Policy(hparams.policy, image_size, tuple(stages))
+    added = hparams.policy in ADDED_POLICIES.added
+    origin = ADDED_POLICIES.origin(hparams.policy) if added else ""
+    return Policy(hparams.policy, image_size, tuple(stages), origin)
 
 
 @dataclass(frozen=True, kw_only=True)

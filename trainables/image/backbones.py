@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 from urllib.parse import urlparse
 
 import safetensors.torch
@@ -31,8 +31,11 @@ from torchvision.models.vision_transformer import Encoder, interpolate_embedding
 from trainables.errors import BackboneError
 from trainables.image.preprocessing import Preprocessing
 from trainables.modality import Backbone, BackboneInfo
+from trainables.plugins import PluginError, Registry, takes
 
 __all__ = [
+    "ADDED_BACKBONES",
+    "AddedBackbone",
     "Backbone",
     "BackboneError",
     "BackboneInfo",
@@ -132,7 +135,7 @@ def available(pattern: str | None = None) -> list[BackboneInfo]:
         for inner in source.names():
             name = source.prefix + inner
             glob = pattern if pattern and set(pattern) & set("*?[") else f"*{pattern or ''}*"
-            if not fnmatch.fnmatchcase(name, glob):
+            if not fnmatch.fnmatchcase(name, glob) or _is_broken(source, inner):
                 continue
             found.append(
                 BackboneInfo(
@@ -143,6 +146,11 @@ def available(pattern: str | None = None) -> list[BackboneInfo]:
                 )
             )
     return sorted(found, key=lambda info: info.name)
+
+
+def _is_broken(source: _Source, name: str) -> bool:
+    """Whether a package adds it that cannot be used, which its registry tells."""
+    return isinstance(source, _Added) and bool(ADDED_BACKBONES.problems([name]))
 
 
 # Sources
@@ -375,7 +383,97 @@ class _Timm(_Source):
         return trunk
 
 
-_SOURCES: tuple[_Source, ...] = (_Lite(), _TorchVision(), _Timm())
+class AddedBackbone(Protocol):
+    """What an installed package registers under `transfer_search.backbones`.
+
+    Attributes:
+        preprocessing: what the pretrained weights were trained with.
+        parameters: how many the network has; None where only building would tell.
+        licence: under which terms the weights are.
+    """
+
+    preprocessing: Preprocessing
+    parameters: int | None
+    licence: str
+
+    def weights(self) -> Path | None:
+        """The file of the pretrained state dict (`.pth` or `.safetensors`); None where it has none here."""
+
+    def trunk(self, image_size: int) -> nn.Module:
+        """The network without a classifier, random: normalised float [B, 3, s, s] to float [B, F]."""
+
+
+def _check_added(name: str, found: Any) -> None:
+    if name.startswith(_Timm.prefix):
+        raise ValueError(f"names that begin with {_Timm.prefix} are timm's")
+    missing = [
+        each
+        for each in ("preprocessing", "parameters", "licence", "weights", "trunk")
+        if not hasattr(found, each)
+    ]
+    if missing:
+        raise TypeError(f"it has no {', '.join(missing)}")
+    if not isinstance(found.preprocessing, Preprocessing):
+        raise TypeError("its preprocessing must be a `trainables.image.preprocessing.Preprocessing`")
+    takes("weights", found.weights)
+    takes("trunk", found.trunk, "image_size")
+
+
+class _Added(_Source):
+    """The networks of installed packages."""
+
+    def names(self) -> Iterable[str]:
+        return ADDED_BACKBONES.added
+
+    def preprocessing(self, name: str) -> Preprocessing:
+        return self._of(name).preprocessing
+
+    def parameters(self, name: str) -> int | None:
+        return self._of(name).parameters
+
+    def file(self, name: str) -> Path | None:
+        return self._of(name).weights()
+
+    def remedy(self, name: str) -> str:
+        return f"see the documentation of {ADDED_BACKBONES.origin(name)}"
+
+    def licence(self, name: str) -> str:
+        return self._of(name).licence
+
+    def trunk(self, name: str, image_size: int, state: State | None) -> nn.Module:
+        try:
+            trunk = self._of(name).trunk(image_size)
+        except Exception as error:  # a stranger's code raises whatever it likes
+            raise BackboneError(
+                f"backbone {name} of {ADDED_BACKBONES.origin(name)} cannot be built at image_size "
+                f"{image_size}: {type(error).__name__}: {_first_lines(error)}"
+            ) from error
+        if state is not None:
+            _load(trunk, state, ignored=())
+        return trunk
+
+    def _of(self, name: str) -> AddedBackbone:
+        try:
+            found: AddedBackbone = ADDED_BACKBONES.load(name)
+        except PluginError as error:
+            raise BackboneError(str(error)) from error
+        return found
+
+
+_OURS: tuple[_Source, ...] = (_Lite(), _TorchVision(), _Timm())
+_SOURCES: tuple[_Source, ...] = (*_OURS, _Added())
+
+ADDED_BACKBONES = Registry(
+    "backbones",
+    "backbone",
+    [*_OURS[0].names(), *_OURS[1].names()],
+    _check_added,
+)
+"""The names of all backbones; what packages add is an `AddedBackbone`."""
+
+
+def _names_added() -> str:
+    return "".join(f", {name}" for name in ADDED_BACKBONES.added)
 
 
 def _find(name: str) -> tuple[_Source, str]:
@@ -388,7 +486,7 @@ def _find(name: str) -> tuple[_Source, str]:
     hint = f"; did you mean {', '.join(close)}?" if close else ""
     raise BackboneError(
         f"backbone is {name!r}, but must be efficientnet_lite0, efficientnet_lite1, "
-        f"efficientnet_lite2, a classification network of torchvision, or timm/NAME{hint}"
+        f"efficientnet_lite2, a classification network of torchvision, timm/NAME{_names_added()}{hint}"
     )
 
 

@@ -84,6 +84,10 @@ class Classifier:
         """
         return self.resized(_image(item))
 
+    def example(self, item: Any) -> Tensor:
+        """The same; what every modality calls it."""
+        return self.frame(item)
+
     def resized(self, image: Tensor) -> Tensor:
         """The frame of a decoded image, uint8 [3, H, W] -> [3, S, S]."""
         preprocessing = self.card.preprocessing

@@ -16,6 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from trainables.errors import DataError
+from trainables.image.endings import EXTENSIONS
 
 __all__ = [
     "EXTENSIONS",
@@ -31,11 +32,6 @@ __all__ = [
 
 MAX_PIXELS = 100_000_000
 """More pixels than this in one image are taken for a decompression bomb."""
-
-EXTENSIONS = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)
-"""File name endings, in lower case, that a folder's images may have."""
 
 INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 

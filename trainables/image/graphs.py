@@ -24,13 +24,11 @@ from torch import Tensor, nn
 
 from trainables.image import standalone
 from trainables.image.classifier import Classifier, of_crops, of_model
+from trainables.image.modality import FILES
 from trainables.image.resizing import Resizing
 from trainables.training.model import Card, LoadedModel, ModelError, whole_model
 
 __all__ = ["FILES", "WholeModel", "opset", "read_graph", "write_graph", "write_helper"]
-
-FILES: Mapping[str, str] = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model.safetensors"}
-"""The formats, the one that opens fastest first, and what their files are called."""
 
 HELPERS: Mapping[str, str] = {"onnx": "classify.py", "safetensors": "load_safetensors.py"}
 """What lies beside a format's file, for whoever has nothing else."""

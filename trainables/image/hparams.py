@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from trainables.plugins import Registry, takes
 from trainables.training.hparams import WHILE_TRUNK_TRAINS, HParams, Knob, Rows, knob
 
-__all__ = ["BINS", "OPERATIONS", "POLICIES", "ImageHParams"]
+__all__ = ["ADDED_POLICIES", "BINS", "OPERATIONS", "POLICIES", "ImageHParams"]
 
 POLICIES = (
     "none",
@@ -19,6 +20,15 @@ POLICIES = (
     "augmix",
     "sampled",
 )
+
+
+def _check_policy(name: str, build: Any) -> None:
+    takes("it", build, image_size="image_size", orientation_matters="orientation_matters")
+
+
+ADDED_POLICIES = Registry("policies", "policy", POLICIES, _check_policy)
+"""Policies by name; those that packages add are functions of `image_size` and `orientation_matters`."""
+
 OPERATIONS = (
     "ShearX",
     "ShearY",
@@ -69,7 +79,13 @@ class ImageHParams(HParams):
         integer=True,
         optional=True,
     )
-    policy: str = knob("none", "The augmentation policy.", choices=POLICIES, space=list(POLICIES))
+    policy: str = knob(
+        "none",
+        "The augmentation policy.",
+        choices=POLICIES,
+        added=ADDED_POLICIES,
+        space=list(POLICIES),
+    )
     ra_ops: int = knob(
         2,
         "Operations in a row.",

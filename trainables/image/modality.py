@@ -11,17 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.image.hparams import OPERATIONS, POLICIES, ImageHParams
+from trainables.image.endings import EXTENSIONS
+from trainables.image.hparams import ADDED_POLICIES, OPERATIONS, POLICIES, ImageHParams
+from trainables.plugins import PluginError
 from trainables.training.classification import Classification
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trainables.image.augment import Mixing, Policy
+    from trainables.image.classifier import Classifier
     from trainables.image.data import ImageData
+    from trainables.image.exporter import ImageExporter
     from trainables.image.preprocessing import Preprocessing
     from trainables.modality import Backbone, BackboneInfo, Data, Modality, Progress
     from trainables.modality import Policy as AnyPolicy
+    from trainables.training.model import Card, LoadedModel
 
 __all__ = ["IMAGE", "ImageModality"]
 
@@ -30,11 +35,17 @@ _SHEET_SIZE = 128
 _SHEET_FRAME = 146
 
 
+FILES: Mapping[str, str] = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model.safetensors"}
+"""The formats, the one that opens fastest first, and what their files are called."""
+
+
 class ImageModality(Classification):
     """Files that Pillow decodes; policies of geometry and colour; the networks of torchvision and timm."""
 
     name = "image"
     hparams = ImageHParams
+    suffixes = EXTENSIONS
+    export_files = FILES
     backbone_knobs = ("backbone", "weights", "image_size")
 
     def load(
@@ -82,16 +93,49 @@ class ImageModality(Classification):
         preview(policy, examples, 0, len(examples), _PREVIEW_DRAWS).save(png, "png", compress_level=1)
         return png.getvalue()
 
+    def predictor(self, loaded: LoadedModel) -> Classifier:
+        from trainables.image.classifier import of_model
+
+        return of_model(loaded)
+
+    def exporter(self, loaded: LoadedModel) -> ImageExporter:
+        from trainables.image.exporter import ImageExporter
+
+        return ImageExporter(loaded)
+
+    def read_export(self, kind: str, path: Path) -> Classifier:
+        from trainables.image.graphs import read_graph
+
+        return read_graph(kind, path)
+
+    def licence(self, card: Card) -> str:
+        from trainables.image.backbones import licence
+
+        return licence(card.backbone, card.weights)
+
     def backbones(self, pattern: str | None) -> Sequence[BackboneInfo]:
         from trainables.image.backbones import available
 
         return available(pattern)
 
+    def problems(self) -> Sequence[str]:
+        from trainables.image.augment import build
+        from trainables.image.backbones import ADDED_BACKBONES
+
+        told = ADDED_POLICIES.problems()
+        for name in ADDED_POLICIES.added:
+            if not ADDED_POLICIES.problems([name]):
+                try:
+                    build(ImageHParams(policy=name), image_size=_SHEET_SIZE)
+                except PluginError as error:
+                    told.append(str(error))
+        return [*told, *ADDED_BACKBONES.problems()]
+
     def policies(self) -> Mapping[str, Sequence[str]]:
         from trainables.image.augment import build
 
         return {
-            name: build(hparams, image_size=_SHEET_SIZE).describe() for name, hparams in _examples().items()
+            name: build(hparams, image_size=_SHEET_SIZE).describe() for name, hparams in _usable().items()
         }
 
     def draw_policies(self, file: Path) -> bytes:
@@ -103,7 +147,7 @@ class ImageModality(Classification):
         frames = to_frame(decode(file), _SHEET_FRAME, "bicubic").unsqueeze(0)
         rows = [
             (name, preview(build(hparams, image_size=_SHEET_SIZE), frames, seed=0, rows=1))
-            for name, hparams in _examples().items()
+            for name, hparams in _usable().items()
         ]
         margin, height = 120, rows[0][1].height + 4
         sheet = Image.new("RGB", (margin + rows[0][1].width, height * len(rows)), "white")
@@ -126,6 +170,21 @@ def _examples() -> dict[str, ImageHParams]:
         name: ImageHParams(policy=name, sub_policies=example if name == "sampled" else ())
         for name in POLICIES
     }
+
+
+def _usable() -> dict[str, ImageHParams]:
+    """Our own policies, and those of installed packages that can be used."""
+    from trainables.image.augment import build
+
+    found = _examples()
+    for name in ADDED_POLICIES.added:
+        hparams = ImageHParams(policy=name)
+        try:
+            build(hparams, image_size=_SHEET_SIZE)
+        except PluginError:
+            continue  # named among the problems
+        found[name] = hparams
+    return found
 
 
 IMAGE: Modality[ImageHParams] = ImageModality()

@@ -1,19 +1,34 @@
-"""What a trial that tells classes apart minimises and is measured by; for modalities to inherit."""
+"""What modalities whose examples each have one class have in common, for them to inherit."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainables.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainables.modality import Exporter, Mixing, Policy, Predictor
     from trainables.training.metrics import Scores
+    from trainables.training.model import Card, LoadedModel
 
 __all__ = ["Classification"]
 
 
 class Classification:
-    """The `loss` and `scores` of a modality whose examples each have one class."""
+    """Loss and scores; and for a modality that has a `read`, a predictor, and exports as tensors.
+
+    Attributes:
+        suffixes: how the names of files end that hold an example each.
+        item: what one example is called in the column of a frame.
+    """
+
+    suffixes: Collection[str] = ()
+    item = "example"
+    export_files: Mapping[str, str] = {"safetensors": "model.safetensors"}
 
     # The imports stand within, since a spec is read without torch.
 
@@ -30,3 +45,53 @@ class Classification:
         from trainables.training.metrics import scores
 
         return scores(logits, labels)
+
+    def read(self, item: Any, preprocessing: Any) -> Tensor:
+        """The example, a tensor [...], of what a person has of one: a file's `pathlib.Path`, or an array.
+
+        Raises:
+            ValueError: for what is none.
+        """
+        raise NotImplementedError
+
+    def predictor(self, loaded: LoadedModel) -> Predictor:
+        """What tells the classes of what `read` takes."""
+        from trainables.training.predicting import ItemPredictor
+
+        return ItemPredictor(loaded, lambda item: self.read(item, loaded.card.preprocessing), self.item)
+
+    def exporter(self, loaded: LoadedModel) -> Exporter:
+        """Writes tensors."""
+        from trainables.training.predicting import TensorsExporter
+
+        return TensorsExporter(loaded)
+
+    def read_export(self, kind: str, path: Path) -> Predictor:
+        """Reads tensors."""
+        from trainables.training.predicting import read_tensors
+
+        return self.predictor(read_tensors(path))
+
+    def licence(self, card: Card) -> str:
+        """Nothing is known."""
+        return "not stated"
+
+    def mixing(self, hparams: Any, classes: int) -> Mixing | None:
+        """Nothing is mixed."""
+        return None
+
+    def preview(self, policy: Policy, examples: Tensor) -> bytes | None:
+        """There is nothing to look at."""
+        return None
+
+    def problems(self) -> Sequence[str]:
+        """Nothing is added to it."""
+        return ()
+
+    def draw_policies(self, file: Path) -> bytes:
+        """There is nothing to draw.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(f"{file}: there is nothing to draw of {self.item}s")

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, Self
 
+from trainables.plugins import Registry
+
 __all__ = ["TRUNK_TRAINS", "HParams", "Knob", "Rows", "is_active", "knob", "knobs"]
 
 TRUNK_TRAINS = ("partial", "full", "lp_ft")
@@ -34,6 +36,7 @@ class Knob:
         optional: whether `None` is allowed.
         integer: whether the number must be whole.
         when: knob names and the values they must have for this knob to be read.
+        added: the names that installed packages add to the choices.
         rows: the shape of a knob that is a table; a spec then gives the number of rows to sample.
         unless: knob names and values; where all of them hold (and are read), this knob is not read.
         space: what `space: default` samples, in the spec's own notation; `None`: the default alone.
@@ -48,6 +51,7 @@ class Knob:
     optional: bool = False
     integer: bool = False
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    added: Registry | None = None
     rows: Rows | None = None
     unless: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     space: Any = None
@@ -56,7 +60,7 @@ class Knob:
     def allowed(self) -> str:
         """What the knob may be, in words."""
         if self.choices is not None:
-            text = "one of " + ", ".join(str(choice) for choice in self.choices)
+            text = "one of " + ", ".join(map(str, self.every))
         elif self.low is not None and self.high is not None:
             kind = "a whole number" if self.integer else "a number"
             text = f"{kind} from {self.low:g} to {self.high:g}"
@@ -67,10 +71,19 @@ class Knob:
         return f"{text}, or null" if self.optional else text
 
     @property
+    def every(self) -> tuple[Any, ...]:
+        """The choices, those that installed packages add too."""
+        return (*(self.choices or ()), *(self.added.added if self.added else ()))
+
+    @property
     def condition(self) -> str:
         """When the knob is read, in words; empty if always."""
         told = [_told(self.when)] if self.when else []
         return " and ".join(told + ([f"not ({_told(self.unless)})"] if self.unless else []))
+
+    def may_be(self, value: Any) -> bool:
+        """Whether a trial can have had `value`: the package that added a choice may be gone."""
+        return self.accepts(value) or (self.added is not None and isinstance(value, str) and value != "")
 
     def accepts(self, value: Any) -> bool:
         """Whether `value` is allowed, whatever the other knobs are."""
@@ -78,7 +91,7 @@ class Knob:
             return self.optional
         if self.choices is not None:
             # By type too: 1 equals True, but is no answer to yes or no.
-            return any(isinstance(value, type(each)) and value == each for each in self.choices)
+            return any(isinstance(value, type(each)) and value == each for each in self.every)
         if self.low is None:
             return isinstance(value, type(self.default))
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -340,7 +353,7 @@ class HParams:
         problems = [
             f"{known.name} is {getattr(self, known.name)!r}, but must be {known.allowed}"
             for known in knobs(type(self)).values()
-            if not known.accepts(getattr(self, known.name))
+            if not known.may_be(getattr(self, known.name))
         ]
         if problems:
             raise ValueError("; ".join(problems))
