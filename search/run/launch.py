@@ -213,6 +213,12 @@ def _given_up(study: SearchStudy, home: Home, tracker: Tracker) -> int:
     return len(left)
 
 
+def _import_all() -> None:
+    """Imports what a launch needs soon."""
+    for name in ("search.run.planning", "trainables.image_transfer"):
+        import_module(name)
+
+
 @contextmanager
 def _ray(*, preloaded: bool = False) -> Iterator[None]:
     """The cluster's Ray where this is a job on one, else a Ray of this process's own."""
@@ -221,7 +227,7 @@ def _ray(*, preloaded: bool = False) -> Iterator[None]:
         yield
         return
     if preloaded:  # here too meanwhile, since the start of Ray is mostly waiting
-        threading.Thread(target=import_module, args=("search.run.planning",), daemon=True).start()
+        threading.Thread(target=_import_all, daemon=True).start()
     with local_ray(preloaded=preloaded):
         yield
 
