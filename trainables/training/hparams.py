@@ -20,6 +20,7 @@ TRUNK_TRAINS = ("partial", "full", "lp_ft")
 """The strategies that train at least a part of the trunk at some time."""
 
 SOLVERS = ("gradient", "ridge", "logistic")
+SCHEDULES = ("constant", "cosine", "step", "plateau")
 REGULARISERS = ("none", "l2_sp", "delta", "bss")
 
 
@@ -297,9 +298,9 @@ class HParams:
     schedule: str = knob(
         "cosine",
         "How the rate falls.",
-        choices=("constant", "cosine", "step", "plateau"),
+        choices=SCHEDULES,
         unless=_SOLVED,
-        space=["constant", "cosine", "step", "plateau"],
+        space=list(SCHEDULES),
     )
     warmup_epochs: float = knob(
         0.0, "Epochs of linear warm-up.", low=0.0, high=100.0, unless=_SOLVED, space=[0.0, 1.0]

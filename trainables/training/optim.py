@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from trainables.errors import UnknownName
 from trainables.modality import Backbone
-from trainables.training.hparams import HParams
+from trainables.training.hparams import REGULARISERS, SCHEDULES, HParams
 from trainables.training.model import TransferModel
 
 __all__ = [
@@ -95,8 +96,10 @@ def build_optimizer(groups: Sequence[Mapping[str, Any]], hparams: HParams) -> Op
     fused = True if all(p.is_cuda for group in groups for p in group["params"]) else None
     if hparams.optimizer == "sgd":
         return SGD(each, lr=hparams.lr, momentum=hparams.momentum, fused=fused)
-    kind = AdamW if hparams.optimizer == "adamw" else Adam
-    return kind(each, lr=hparams.lr, betas=(0.9, hparams.beta2), fused=fused)
+    kinds: dict[str, type[Adam]] = {"adamw": AdamW, "adam": Adam}
+    if hparams.optimizer not in kinds:
+        raise UnknownName("optimizer", hparams.optimizer, ("sgd", *kinds))
+    return kinds[hparams.optimizer](each, lr=hparams.lr, betas=(0.9, hparams.beta2), fused=fused)
 
 
 class Schedule:
@@ -125,6 +128,8 @@ class Schedule:
         warmup_epochs: float = 0.0,
         mode: Literal["min", "max"] = "min",
     ) -> None:
+        if kind not in SCHEDULES:
+            raise UnknownName("schedule", kind, SCHEDULES)
         self._optimizer, self._kind = optimizer, kind
         for group in optimizer.param_groups:
             # Kept in the optimizer's own state, so that a loaded one keeps its peaks.
@@ -157,7 +162,7 @@ class Schedule:
             return FALL ** sum(done >= milestone for milestone in MILESTONES)
         if self._kind == "plateau":
             return float(self._watched.param_groups[0]["lr"])
-        return 1.0
+        return 1.0  # constant
 
     def step(self) -> None:
         """To call after each step of the optimizer: sets the next step's rates."""
@@ -333,7 +338,9 @@ def regulariser(model: TransferModel, backbone: Backbone, hparams: HParams) -> R
         return _L2SP(strength, model, backbone)
     if kind == "delta":
         return _Delta(strength, model, backbone, backbone.groups)
-    return _BSS(strength)
+    if kind == "bss":
+        return _BSS(strength)
+    raise UnknownName("regulariser", kind, REGULARISERS)
 
 
 def _end_of(group: Sequence[str]) -> str:
