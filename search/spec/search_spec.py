@@ -211,7 +211,8 @@ SAMPLERS = Registry(
 
 def _known_sampler(name: str) -> str:
     if name not in SAMPLERS.names:
-        raise ValueError(f"must be one of {', '.join(SAMPLERS.names)}{did_you_mean(name, SAMPLERS.names)}")
+        known = ", ".join(map(repr, SAMPLERS.names))
+        raise ValueError(f"must be one of {known}{did_you_mean(name, SAMPLERS.names)}")
     return name
 
 
