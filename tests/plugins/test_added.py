@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 VECTORS = """\
 name: vectors
 data: {modality: vectors, source: digits.csv, options: {skip_rows: 1}}
-search: {trials: 2, max_epochs: 4, sampler: halton}
+search: {trials: 2, max_epochs: 4, sampler: halton, pruner: none}
 space: {strategy: full, backbone_lr_mult: 1.0, lr: 0.05, policy: noise, noise: {low: 0.1, high: 1.0}}
 """
 IMAGES = """\
