@@ -146,9 +146,10 @@ def predict(
     """Classify image files with an exported model; 1 is the exit code where one cannot be read."""
     from search.results.export import open_export
     from search.results.predictions import image_files, predictions
+    from trainables.modality import modality
 
     classifier = open_export(folder)
-    files = image_files(images, classifier)
+    files = image_files(images, modality(classifier.card.hparams.modality).suffixes)
     answers = predictions(classifier, files, None if as_json else top)
     write = _json_answers if as_json else _csv_answers if as_csv else _lines
     broken = write(answers, top)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from search.errors import BadInput
-from trainables.modality import Predictor, modality
+from trainables.modality import Predictor
 
 __all__ = ["Prediction", "image_files", "predictions"]
 
@@ -35,17 +35,16 @@ class Prediction:
     error: str = ""
 
 
-def image_files(given: Sequence[str], predictor: Predictor) -> list[Path]:
+def image_files(given: Sequence[str], suffixes: Collection[str]) -> list[Path]:
     """The files that paths, folders (with what is below them) and globs name, each once, in order.
 
     Args:
         given: what to look for.
-        predictor: whose modality says which files of a folder are examples.
+        suffixes: how the names of those files of a folder end that count.
 
     Raises:
         BadInput: for what names no file.
     """
-    suffixes = modality(predictor.card.hparams.modality).suffixes
     found: dict[Path, None] = {}
     nothing = []
     for text in given:

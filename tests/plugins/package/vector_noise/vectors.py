@@ -126,6 +126,7 @@ class Vectors(Classification):
 
     name = "vectors"
     item = "vector"
+    suffixes = (".csv",)
     hparams = VectorHParams
     backbone_knobs = ("backbone", "weights")
 
