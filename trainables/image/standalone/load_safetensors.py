@@ -38,7 +38,7 @@ class Model(nn.Module):
         super().__init__()
         self.card = card
         self.classes: list[str] = card["classes"]
-        self.trunk = _trunk(card["backbone"], card["image_size"])
+        self.trunk = _trunk(card["backbone"], card["preprocessing"]["image_size"])
         self.head = head
 
     def forward(self, inputs: Tensor) -> Tensor:
