@@ -25,7 +25,7 @@ from trainables.modality import Backbone, Data
 from trainables.training.hparams import Knob
 from trainables.training.keeping import LAST_EPOCHS
 from trainables.training.loop import Monitor, Settings
-from trainables.training.model import build_model, unfreeze
+from trainables.training.model import ModelError, build_model, unfreeze
 
 __all__ = ["Plan", "cache_root", "plan", "samples", "trial_config", "values_of"]
 
@@ -131,12 +131,26 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
             continue
         if data is not None and not trainable:
             problems += _policy_problems(spec, data, backbone)
+        if message := _without_stages(backbone, spec, classes):
+            problems.append(Problem(place="space.features", given="'stages'", message=message))
+            continue
         for strategy in values_of(spec.domain("strategy")):
             key = (name, weights, strategy)
             trainable.setdefault(key, _parameters(backbone, strategy, spec, classes))
     if problems or data is None:
         raise SpecError(f"search {spec.name}", problems)
     return Plan(spec, home, data, trainable)
+
+
+def _without_stages(backbone: Backbone, spec: SearchSpec, classes: int) -> str | None:
+    """Why the backbone has no stages, where the space asks for them."""
+    if "stages" not in values_of(spec.domain("features")):
+        return None
+    try:
+        build_model(backbone, spec.hparams(backbone=backbone.name, features="stages"), classes)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def _policy_problems(spec: SearchSpec, data: Data, backbone: Backbone) -> Iterator[Problem]:
@@ -167,7 +181,8 @@ def values_of(domain: Domain) -> tuple[Any, ...]:
 
 def _parameters(backbone: Backbone, strategy: str, spec: SearchSpec, classes: int) -> tuple[int, int]:
     freeze = values_of(spec.domain("freeze"))[0]
-    hparams = spec.hparams(backbone=backbone.name, strategy=strategy, freeze=freeze)
+    features = values_of(spec.domain("features"))[0]
+    hparams = spec.hparams(backbone=backbone.name, strategy=strategy, freeze=freeze, features=features)
     model = build_model(backbone, hparams, classes)
     unfreeze(model, backbone.groups, hparams, "head" if strategy == "probe" else "trunk")
     every = [parameter.numel() for parameter in model.parameters()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError
@@ -60,10 +60,19 @@ def plain(domain: Domain) -> Any:
             return domain.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def read_space(raw: Any, knobs: Mapping[str, Knob]) -> tuple[dict[str, Domain], list[Problem]]:
-    """The domains of a space of `knobs`, and what is wrong with them."""
+def read_space(
+    raw: Any, knobs: Mapping[str, Knob], given: Container[str] = ()
+) -> tuple[dict[str, Domain], list[Problem]]:
+    """The domains of a space of `knobs`, and what is wrong with them.
+
+    Args:
+        raw: as the spec has it.
+        knobs: by name.
+        given: the knobs that the spec gives elsewhere, which the default space leaves as they are.
+    """
     if raw == "default":
-        raw = {known.name: known.space for known in knobs.values() if known.space is not None}
+        sampled = (known for known in knobs.values() if known.space is not None)
+        raw = {known.name: known.space for known in sampled if known.name not in given}
     if raw is None:
         return {}, [Problem(place="space", given=None, message="is missing; `space: default` samples all")]
     if not isinstance(raw, dict):
@@ -185,14 +194,15 @@ def _reachable(name: str, domains: Mapping[str, Domain], knobs: Mapping[str, Kno
     """Whether some trial could read the knob."""
 
     def possible(other: str, any_of: tuple[Any, ...]) -> set[Any]:
-        # Of a range, which no condition is made of, the values that are asked about.
+        # Of a range the values that are asked about, as far as it has them.
         match domains.get(other, Fixed(value=knobs[other].default)):
             case Fixed(value=value):
                 return {value}
             case Choice(values=values):
                 return set(values)
-            case Range():
-                return set(any_of)
+            case Range(low=low, high=high, alternatives=others):
+                inside = (each for each in any_of if isinstance(each, int | float) and low <= each <= high)
+                return {*inside, *(each for each in any_of if each in others)}
 
     known = knobs[name]
     for other, allowed in known.when.items():

@@ -387,7 +387,7 @@ def read_spec(
     problems = list(override(raw, overrides))
     if name is not None:
         raw["name"] = name
-    space, space_problems = read_space(raw.get("space"), _knobs(raw))
+    space, space_problems = read_space(raw.get("space"), _knobs(raw), _given_with_data(raw))
     problems += space_problems
     checked = {**raw, "space": space}
     try:
@@ -411,6 +411,12 @@ def _knobs(raw: Mapping[str, Any]) -> Mapping[str, Knob]:
         return knobs(modality(name).hparams)
     except (UnknownName, PluginError, TypeError):
         return knobs(modality("image").hparams)
+
+
+def _given_with_data(raw: Mapping[str, Any]) -> set[str]:
+    """The knobs that a spec's data give a value to."""
+    data = raw.get("data")
+    return {"image_size"} if isinstance(data, dict) and data.get("image_size") is not None else set()
 
 
 def _paths_here(spec: SearchSpec) -> Iterator[Problem]:

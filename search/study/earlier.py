@@ -75,7 +75,7 @@ def start_of(spec: SearchSpec, home: Home) -> Start | None:
         if begun is None or _alike(begun.hparams) in told:
             continue
         told.append(_alike(begun.hparams))
-        params = space.fitted_params(spec, begun.hparams.to_dict())
+        params = space.fitted_params(spec, _values(begun.hparams))
         if params is None:
             passed += 1
             continue
@@ -91,6 +91,12 @@ def start_of(spec: SearchSpec, home: Home) -> Start | None:
             "their choices (strategy, policy and so on), or leave start_from out"
         )
     return Start(name=earlier.name, trials=taken, left_out=left_out)
+
+
+def _values(hparams: HParams) -> dict[str, Any]:
+    """What a trial is, the trunk's rate in both ways: the new space may have the other."""
+    rate = hparams.trunk_rate
+    return hparams.to_dict() | {"trunk_lr": rate, "backbone_lr_mult": rate / hparams.lr}
 
 
 def _alike(hparams: HParams) -> dict[str, Any]:

@@ -7,7 +7,7 @@ for the trunk, BatchNorm as it was, small batches and no augmentation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from search.spec.domains import Choice, Fixed
@@ -15,46 +15,67 @@ from search.spec.search_spec import SearchSpec
 
 __all__ = ["recipes"]
 
-_SOLVED: Mapping[str, Any] = {"solver": "ridge", "features": "stages", "policy": "none"}
-_TUNED: Mapping[str, Any] = {
+_HEAD: Mapping[str, Any] = {"solver": ("ridge", "logistic"), "features": "stages", "policy": "none"}
+_TRUNK: Mapping[str, Any] = {
     "freeze": 0.0,
-    "lr": 2e-3,
+    "trunk_lr": 2e-4,
     "backbone_lr_mult": 0.1,
     "layer_rates": "multiplier",
     "batch_norm": "eval",
     "batch_size": 32,
+    "optimizer": "adamw",
+    "schedule": "cosine",
     "policy": "none",
     "mixing": "none",
     "regulariser": "none",
+    "ema": None,
 }
-RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "probe": _SOLVED,
-    "lp_ft": {**_TUNED, "lp_share": 0.25},
-    "full": _TUNED,
-    "partial": {**_TUNED, "freeze": 0.5},
+_STEPPED: Mapping[str, Any] = {**_TRUNK, "lr": 2e-3}
+_FROM_SOLVED: Mapping[str, Any] = {
+    **_HEAD,
+    **_TRUNK,
+    "lr": 3e-4,
+    "backbone_lr_mult": 1.0,
+    "warmup_epochs": 1.0,
 }
+RECIPES: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "probe": (_HEAD, {"features": "stages", "policy": "none"}),
+    "lp_ft": (_FROM_SOLVED, {**_STEPPED, "solver": "gradient", "lp_share": 0.25}),
+    "full": (_STEPPED,),
+    "partial": ({**_STEPPED, "freeze": 0.5},),
+}
+"""For each strategy the recipes, the best first; of several values of a knob the best first."""
 
 
 def recipes(spec: SearchSpec) -> Iterator[dict[str, Any]]:
     """Hyperparameters of a recipe for each strategy in the space, solved heads first, as far as it has them.
 
-    None where the space has no choice of strategy or solver.
+    None where the space chooses neither strategy, solver nor features.
     """
-    if not any(isinstance(spec.domain(name), Choice) for name in ("strategy", "solver")):
+    if not any(isinstance(spec.domain(name), Choice) for name in ("strategy", "solver", "features")):
         return
     fixed = {name: domain.value for name, domain in spec.space.items() if isinstance(domain, Fixed)}
-    for strategy, recipe in RECIPES.items():
-        if _offers(spec, "strategy", strategy):
-            told = {name: value for name, value in recipe.items() if _offers(spec, name, value)}
-            values = {**fixed, **told, "strategy": strategy}
-            yield {name: value for name, value in values.items() if spec.knobs[name].rows is None}
+    for strategy, known in RECIPES.items():
+        if _offered(spec, "strategy", strategy) is None:
+            continue
+        told = next((each for each in known if _admits(spec, each)), known[-1])
+        offered = {name: _offered(spec, name, value) for name, value in told.items()}
+        values = {**fixed, **{name: each.value for name, each in offered.items() if each}, "strategy": strategy}
+        yield {name: value for name, value in values.items() if spec.knobs[name].rows is None}
 
 
-def _offers(spec: SearchSpec, name: str, value: Any) -> bool:
-    """Whether the space has the value; a range has the nearest to any."""
-    match spec.domain(name):
-        case Fixed(value=only):
-            return bool(only == value)
-        case Choice(values=values):
-            return value in values
-    return True
+def _admits(spec: SearchSpec, recipe: Mapping[str, Any]) -> bool:
+    """Whether the space has a recipe's solver, by which its rates were chosen."""
+    return "solver" not in recipe or _offered(spec, "solver", recipe["solver"]) is not None
+
+
+def _offered(spec: SearchSpec, name: str, wanted: Any) -> Fixed | None:
+    """The first of the wanted values that the space has; a range has the nearest to any."""
+    for value in wanted if isinstance(wanted, tuple) else (wanted,):
+        match spec.domain(name):
+            case Fixed(value=only) if only != value:
+                continue
+            case Choice(values=values) if value not in values:
+                continue
+        return Fixed(value=value)
+    return None

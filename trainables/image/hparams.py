@@ -78,6 +78,7 @@ class ImageHParams(HParams):
         high=1024,
         integer=True,
         optional=True,
+        space=[96, 128, 160, 224],
     )
     policy: str = knob(
         "none",
@@ -131,5 +132,4 @@ class ImageHParams(HParams):
         "Probability that a rectangle of a training image is erased.",
         low=0.0,
         high=1.0,
-        space={"low": 0.0, "high": 0.3},
     )

@@ -262,11 +262,20 @@ class HParams:
         high=0.99999,
         when={"optimizer": ("adam", "adamw")},
         unless=_SOLVED,
-        space=[0.99, 0.999],
+    )
+    trunk_lr: float | None = knob(
+        None,
+        "Peak learning rate of the trunk; null: it follows from the head's.",
+        low=1e-8,
+        high=1.0,
+        optional=True,
+        when=WHILE_TRUNK_TRAINS,
+        space={"low": 3e-5, "high": 5e-4, "log": True},
     )
     layer_rates: str = knob(
         "multiplier",
-        "How the trunk's rates follow from the head's.",
+        "Whether the trunk has one rate (`multiplier`), or one that falls from group to group towards the "
+        "input (`decay`).",
         choices=("multiplier", "decay"),
         when=WHILE_TRUNK_TRAINS,
         space=["multiplier", "decay"],
@@ -276,8 +285,7 @@ class HParams:
         "Rate of the trunk over the head's.",
         low=1e-6,
         high=1.0,
-        when={**WHILE_TRUNK_TRAINS, "layer_rates": ("multiplier",)},
-        space={"low": 1e-3, "high": 1.0, "log": True},
+        when={**WHILE_TRUNK_TRAINS, "trunk_lr": (None,), "layer_rates": ("multiplier",)},
     )
     layer_decay: float = knob(
         0.75,
@@ -293,7 +301,6 @@ class HParams:
         low=0.0,
         high=1.0,
         unless=_SOLVED,
-        space={"low": 1e-5, "high": 1e-1, "log": True, "or": [0.0]},
     )
     schedule: str = knob(
         "cosine",
@@ -318,7 +325,6 @@ class HParams:
         high=1e4,
         optional=True,
         unless=_SOLVED,
-        space=[None, 1.0, 10.0],
     )
     ema: float | None = knob(
         None,
@@ -392,6 +398,13 @@ class HParams:
         object.__setattr__(watched, "_reads", reads)
         reads.clear()
         return watched
+
+    @property
+    def trunk_rate(self) -> float:
+        """Peak learning rate of the trunk's last group that trains, given as it is or over the head's."""
+        if self.trunk_lr is not None:
+            return self.trunk_lr
+        return self.lr * (self.layer_decay if self.layer_rates == "decay" else self.backbone_lr_mult)
 
     @property
     def head_is_solved(self) -> bool:

@@ -44,8 +44,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The trainable parameters, each in exactly one group, with its rate and weight decay.
 
-    The head's rate is `hparams.lr`. The trunk's is that times `backbone_lr_mult`, or falls by
-    `layer_decay` with every one of `groups` from the head towards the input. Biases, norms' and
+    The head's rate is `hparams.lr`. The trunk's is `trunk_lr`, where there is one, else that times
+    `backbone_lr_mult`; or falls by `layer_decay` with every one of `groups` towards the input, from
+    `trunk_lr` at the last of them, or from `lr` at the head. Biases, norms' and
     other vectors, and what the network itself names (`no_weight_decay`), are not decayed; under
     L2-SP nothing in the trunk is, since that pulls to the start what decay would pull to zero.
 
@@ -62,11 +63,10 @@ def parameter_groups(
             continue
         part, _, name = full.partition(".")
         share = 1.0
-        if part == "trunk" and hparams.layer_rates == "decay":
-            share = hparams.layer_decay ** (len(groups) - place[name])
-            part = f"trunk.{place[name]}"
-        elif part == "trunk":
-            share = hparams.backbone_lr_mult
+        if part == "trunk":
+            share = _trunk_share(hparams, len(groups) - place[name])
+            if hparams.layer_rates == "decay":
+                part = f"trunk.{place[name]}"
         # A vector may be kept with extra axes of size one, as layer scales and class tokens are.
         vector = parameter.numel() == max(parameter.shape, default=1)
         spared = vector or (part != "head" and (name in exempt or pull_to_start))
@@ -83,6 +83,14 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     return list(found.values())
+
+
+def _trunk_share(hparams: HParams, distance: int) -> float:
+    """Rate over the head's of a group of the trunk, the `distance`-th from the head."""
+    falls, own = hparams.layer_rates == "decay", hparams.trunk_lr
+    if own is None:
+        return hparams.layer_decay**distance if falls else hparams.backbone_lr_mult
+    return own / hparams.lr * (hparams.layer_decay ** (distance - 1) if falls else 1.0)
 
 
 def build_optimizer(groups: Sequence[Mapping[str, Any]], hparams: HParams) -> Optimizer:

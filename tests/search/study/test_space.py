@@ -38,7 +38,7 @@ def test_a_knob_is_drawn_only_where_something_reads_it() -> None:
             assert is_active(knob, values, HParams), (name, values)
             seen.add(knob)
     sampled = {k.name for k in knobs(HParams).values() if k.space is not None}
-    assert seen == sampled
+    assert seen == sampled - {"image_size"}  # which the data of this spec give
 
 
 def test_the_values_are_those_that_optuna_stores() -> None:
@@ -96,17 +96,55 @@ def test_the_grid_holds_every_point() -> None:
 
 def test_a_choice_of_strategies_begins_with_a_recipe_for_each_and_the_solved_head_first() -> None:
     spec = default_space()
-    first = [space.configured(params, spec) for params in space.first_params(spec)]
-    assert all(values is not None for values in first)
-    told = [values or {} for values in first]
+    told = first_values(spec)
     assert [values["strategy"] for values in told] == ["probe", "lp_ft", "full", "partial"]
-    assert (told[0]["solver"], told[0]["features"]) == ("ridge", "stages")
+    assert [values.get("solver") for values in told[:2]] == ["ridge", "ridge"]
+    assert [values["features"] for values in told] == ["stages", "stages", "last", "last"]
     for values in told[1:]:
         assert (values["batch_size"], values["batch_norm"], values["policy"]) == (32, "eval", "none")
-        assert values["lr"] * values["backbone_lr_mult"] < 1e-3
-    # As far as the space has them: what is fixed stays.
-    narrow = small("space={strategy: probe, solver: [logistic, ridge], features: last}")
-    (values,) = (space.configured(params, narrow) or {} for params in space.first_params(narrow))
-    assert (values["solver"], values["features"]) == ("ridge", "last")
-    # A space without such a choice begins as it always did.
+        assert 3e-5 <= values["trunk_lr"] <= 5e-4
+    # A head that is solved is fine-tuned at a small rate, one that is not at its own.
+    assert told[1]["lr"] < told[2]["lr"]
+
+
+def first_values(spec: SearchSpec) -> list[dict[str, Any]]:
+    """What the first trials of a search read."""
+    first = [space.configured(params, spec) for params in space.first_params(spec)]
+    assert all(values is not None for values in first)
+    return [values or {} for values in first]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "solver", "features"),
+    [
+        ("{strategy: probe, solver: [gradient, logistic, ridge], features: last}", "ridge", "last"),
+        ("{strategy: probe, solver: [gradient, logistic], features: [last, stages]}", "logistic", "stages"),
+        ("{strategy: probe, solver: ridge, features: [last, stages]}", "ridge", "stages"),
+        ("{strategy: [full, probe], lr: 0.01, features: [last, stages]}", "gradient", "stages"),
+    ],
+)
+def test_the_first_trial_is_a_solved_head_on_stages_as_far_as_the_space_has_it(
+    chosen: str, solver: str, features: str
+) -> None:
+    values = first_values(small(f"space={chosen}"))[0]
+    assert (values["strategy"], values["solver"], values["features"]) == ("probe", solver, features)
+
+
+def test_a_space_without_such_a_choice_begins_as_it_always_did() -> None:
     assert space.first_params(small()) == [space.default_params(small())]
+
+
+def test_a_trunk_whose_rate_follows_from_the_heads_is_begun_with_as_before() -> None:
+    spec = small(
+        "space={strategy: [probe, lp_ft], lr: {low: 1e-4, high: 1e-1, log: true}, "
+        "backbone_lr_mult: {low: 1e-3, high: 1.0, log: true}}"
+    )
+    (values,) = (each for each in first_values(spec) if each["strategy"] == "lp_ft")
+    assert (values["lr"], values["backbone_lr_mult"]) == (2e-3, 0.1)
+    assert values["trunk_lr"] is None
+
+
+def test_the_default_space_takes_the_datas_size_or_searches_it() -> None:
+    assert "image_size" not in default_space().space
+    text = SMALL[: SMALL.index("space:")].replace("  image_size: 32\n", "") + "space: default\n"
+    assert read_spec(text).domain("image_size").sampled

@@ -155,6 +155,17 @@ def test_layer_decay_falls_from_the_head_to_the_input() -> None:
     )
 
 
+def test_the_trunk_may_have_a_rate_of_its_own() -> None:
+    hparams = replace(FULL, lr=0.01, trunk_lr=0.002, backbone_lr_mult=0.5)
+    found = named_groups(network_of(tiny(), hparams), tiny(), hparams)
+    rates = {name: group["lr"] for name, (group, _) in found.items() if name.endswith(".decay")}
+    assert rates == pytest.approx({"trunk.decay": 0.002, "head.decay": 0.01})
+    falling = replace(hparams, layer_rates="decay", layer_decay=0.5)
+    found = named_groups(network_of(tiny(), falling), tiny(), falling)
+    rates = {name: group["lr"] for name, (group, _) in found.items() if name.endswith(".decay")}
+    assert rates == pytest.approx({"trunk.0.decay": 0.001, "trunk.1.decay": 0.002, "head.decay": 0.01})
+
+
 def test_l2_sp_takes_the_place_of_the_trunks_decay() -> None:
     hparams = replace(FULL, regulariser="l2_sp", weight_decay=0.3)
     found = named_groups(network_of(tiny(), hparams), tiny(), hparams)
