@@ -11,6 +11,7 @@ from typing import Any
 
 from search.errors import BadInput
 from search.home import Home
+from search.spec.domains import Fixed
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study import space
 from search.study.search_study import SearchStudy
@@ -75,7 +76,7 @@ def start_of(spec: SearchSpec, home: Home) -> Start | None:
         if begun is None or _alike(begun.hparams) in told:
             continue
         told.append(_alike(begun.hparams))
-        params = space.fitted_params(spec, _values(begun.hparams))
+        params = space.fitted_params(spec, _values(begun.hparams, spec))
         if params is None:
             passed += 1
             continue
@@ -93,10 +94,12 @@ def start_of(spec: SearchSpec, home: Home) -> Start | None:
     return Start(name=earlier.name, trials=taken, left_out=left_out)
 
 
-def _values(hparams: HParams) -> dict[str, Any]:
-    """What a trial is, the trunk's rate in both ways: the new space may have the other."""
+def _values(hparams: HParams, spec: SearchSpec) -> dict[str, Any]:
+    """What a trial is, the trunk's rate in the way in which the new space has it."""
     rate = hparams.trunk_rate
-    return hparams.to_dict() | {"trunk_lr": rate, "backbone_lr_mult": rate / hparams.lr}
+    if spec.domain("trunk_lr") == Fixed(value=None):
+        return hparams.to_dict() | {"trunk_lr": None, "backbone_lr_mult": rate / hparams.lr}
+    return hparams.to_dict() | {"trunk_lr": rate}
 
 
 def _alike(hparams: HParams) -> dict[str, Any]:

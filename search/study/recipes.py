@@ -60,7 +60,11 @@ def recipes(spec: SearchSpec) -> Iterator[dict[str, Any]]:
             continue
         told = next((each for each in known if _admits(spec, each)), known[-1])
         offered = {name: _offered(spec, name, value) for name, value in told.items()}
-        values = {**fixed, **{name: each.value for name, each in offered.items() if each}, "strategy": strategy}
+        values = {
+            **fixed,
+            **{name: each.value for name, each in offered.items() if each},
+            "strategy": strategy,
+        }
         yield {name: value for name, value in values.items() if spec.knobs[name].rows is None}
 
 

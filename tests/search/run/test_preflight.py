@@ -216,3 +216,18 @@ def test_one_broken_home_ends_neither_list_nor_doctor(project: Path) -> None:
     assert "good: " in (examined := both_streams("doctor", code=1)[0])
     assert "torn: cannot be examined: " in examined
     assert told == ""
+
+
+def test_stages_that_a_backbone_does_not_have_are_told_before_a_trial(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*args: object) -> tuple[str, ...]:
+        raise ValueError("the network shows no stages; take features: last")
+
+    monkeypatch.setattr("trainables.training.model.stage_names", none)
+    said = transfer_search("launch", "spec.yaml", "--dry-run", "--set=space.features=[last, stages]", code=2)
+    assert "space.features" in said
+    assert "backbone efficientnet_lite0: the network shows no stages; take features: last" in " ".join(
+        said.split()
+    )
+    assert not Path("searches").exists()

@@ -123,6 +123,26 @@ def test_numbers_are_cut_to_the_new_space_and_knobs_that_it_lacks_are_dropped() 
     assert space.fitted_params(spec, {**old, "clip_grad": 7.0}) is None, "of nothing and 1 neither is near"
 
 
+@pytest.mark.parametrize(
+    ("rates", "taken"),
+    [
+        ("lr: [0.002], trunk_lr: {low: 3e-5, high: 5e-4, log: true}", {"trunk_lr": 4e-4}),
+        ("lr: [0.002], backbone_lr_mult: {low: 1e-3, high: 1.0, log: true}", {"backbone_lr_mult": 0.2}),
+    ],
+)
+def test_the_trunks_rate_is_taken_in_whichever_way_a_space_has_it(
+    folder: Path, rates: str, taken: dict[str, float]
+) -> None:
+    earlier("old", [({"backbone_lr_mult": 0.2}, 0.9)], f"space={{strategy: full, {_OWN}}}")
+    start = start_of(new(f"space={{strategy: full, dropout: [0.0, 0.1], {rates}}}"), Home(NEW.resolve()))
+    assert start is not None
+    (found, *_) = start.trials.values()
+    assert {name: found[name] for name in taken} == pytest.approx(taken)
+
+
+_OWN = "lr: 0.002, backbone_lr_mult: {low: 1e-3, high: 1.0, log: true}"
+
+
 def test_a_sampled_policy_is_taken_whole_or_drawn_again() -> None:
     spec = small("space.policy=[none, sampled]", "space.sub_policies=2")
     row = [("Rotate", 0.5, 3), ("Invert", 0.25, 0)]
