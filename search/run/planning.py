@@ -131,8 +131,8 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
             continue
         if data is not None and not trainable:
             problems += _policy_problems(spec, data, backbone)
-        if message := _without_stages(backbone, spec, classes):
-            problems.append(Problem(place="space.features", given="'stages'", message=message))
+        if lack := _without_stages(backbone, spec, classes):
+            problems.append(Problem(place="space.features", given="'stages'", message=lack))
             continue
         for strategy in values_of(spec.domain("strategy")):
             key = (name, weights, strategy)
