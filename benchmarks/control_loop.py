@@ -32,7 +32,9 @@ from search.tracking import tracker as tracking
 from trainables.image import backbones
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.record import METRICS, MODEL_FOLDER
-from trainables.training.model import build_model, make_card, save_delta
+from trainables.training.card import make_card
+from trainables.training.delta import save_delta
+from trainables.training.model import build_model
 
 SPEC = """
 name: nothing

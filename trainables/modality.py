@@ -195,7 +195,7 @@ class Predictor(Protocol):
 
     @property
     def card(self) -> Any:
-        """What the model is, a `training.model.Card`."""
+        """What the model is, a `training.card.Card`."""
 
     @property
     def logits(self) -> Callable[[Tensor], Tensor]:
@@ -336,10 +336,10 @@ class Modality(Hashable, Protocol[H]):
         """A PNG of what a policy draws of some examples; None where there is nothing to look at."""
 
     def predictor(self, loaded: Any) -> Predictor:
-        """What uses a `training.model.LoadedModel`."""
+        """What uses a `training.delta.LoadedModel`."""
 
     def exporter(self, loaded: Any) -> Exporter:
-        """What writes a `training.model.LoadedModel` into files."""
+        """What writes a `training.delta.LoadedModel` into files."""
 
     def read_export(self, kind: str, path: Path) -> Predictor:
         """What uses a file of a format, a key of `export_files`.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainables.image.classifier import Classifier
 from trainables.modality import Predictor, modality
-from trainables.training.model import load_delta
+from trainables.training.delta import load_delta
 
 __all__ = ["Classifier"]
 

@@ -11,7 +11,8 @@ from search.home import Home
 from search.results.findings import Cure, Finding, findings
 from search.search import Search
 from search.spec.search_spec import SearchSpec
-from search.study.search_study import Ending, SearchStudy, TrialRecord
+from search.study.search_study import SearchStudy
+from search.study.trials import Ending, TrialRecord
 from search.tracking.reader import delete_models, delete_run, parent_run
 from search.tracking.tracker import Tracker
 from trainables.files.sealed import Damaged

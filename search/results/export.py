@@ -29,7 +29,8 @@ from search.run.planning import cache_root
 from search.search import Search
 from search.tracking.artifacts import store_files
 from trainables.modality import Data, Exporter, Modality, Predictor, modality
-from trainables.training.model import LoadedModel, ModelError, load_delta
+from trainables.training.card import ModelError
+from trainables.training.delta import LoadedModel, load_delta
 
 __all__ = ["ExportedModel", "export_trial", "open_export", "opened_model", "replaceable", "stored_export"]
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from search.home import Home
 from search.spec.search_spec import SearchSpec
-from search.study.search_study import ENDINGS, Ending, SearchStudy, TrialRecord
+from search.study.search_study import SearchStudy
+from search.study.trials import ENDINGS, Ending, TrialRecord
 from search.tracking.outbox import Outbox
 from search.tracking.reader import ChildRun, child_runs
 from trainables.files.sealed import Damaged, unsealed

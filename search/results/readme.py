@@ -16,7 +16,7 @@ from search.results.rows import TrialRow, WinnerRow
 from search.search import Search
 from search.study.finalists import mean_text
 from trainables.modality import Data, modality
-from trainables.training.model import Card
+from trainables.training.card import Card
 
 __all__ = ["interval", "readme"]
 

@@ -11,7 +11,7 @@ from search.errors import BadInput, TransferSearchError
 from search.home import Home
 from search.search import Search
 from search.study.finalists import Finalist, candidates
-from search.study.search_study import Ending, TrialRecord
+from search.study.trials import Ending, TrialRecord
 from trainables.record import MODEL_FOLDER
 
 __all__ = [

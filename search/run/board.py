@@ -14,8 +14,8 @@ from rich.text import Text
 
 from search.console import duration, short
 from search.spec.search_spec import SearchSpec
-from search.study.search_study import Assignment, Ending
-from search.study.search_study import Progress as Counts
+from search.study.trials import Assignment, Ending
+from search.study.trials import Progress as Counts
 from trainables.training.keeping import value_of
 
 __all__ = ["Board"]

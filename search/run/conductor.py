@@ -19,7 +19,8 @@ from search.run.checkpoints import Checkpoints
 from search.run.deadlines import Deadlines, Overdue
 from search.run.failures import Alike, Failure, FailureKind
 from search.run.settlement import settled
-from search.study.search_study import Assignment, Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import Assignment, Ending
 from trainables.record import BEST, EPOCHS, METRICS, TEST_METRICS, TOLD
 from trainables.training.keeping import expected_name
 

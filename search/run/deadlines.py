@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from search.console import duration
-from search.study.search_study import Assignment
+from search.study.trials import Assignment
 
 __all__ = ["Deadlines", "Overdue"]
 

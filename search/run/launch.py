@@ -38,7 +38,8 @@ from search.search import Search
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.earlier import start_of
 from search.study.finalists import candidates, text, verdict
-from search.study.search_study import Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import Ending
 from search.tracking.tracker import Sender, Tracker, ready_sender
 
 __all__ = ["Outcome", "abandon", "launch", "resume", "run_search"]

@@ -39,7 +39,8 @@ from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.study.intervals import LEVEL as _LEVEL
 from search.study.intervals import Sample, beats_majority, is_share, of_new_images
-from search.study.search_study import SearchStudy, TrialRecord
+from search.study.search_study import SearchStudy
+from search.study.trials import TrialRecord
 from trainables.record import TEST_METRICS
 from trainables.seeds import derived_seed
 from trainables.training.hparams import HParams

@@ -1,4 +1,4 @@
-"""The study: the one durable truth about every trial, and the table of how trials end."""
+"""The study: the one durable truth about every trial."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from typing import Any, Self, cast
 
@@ -22,55 +20,20 @@ from search.errors import TransferSearchError
 from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.study import space
-from search.study.intervals import Sample
+from search.study.facts import ID, RULE, StudyFacts
 from search.study.pruners import build_pruner
 from search.study.samplers import build_sampler
 from search.study.storage import DriverStorage, database, existing
+from search.study.trials import ENDINGS, Assignment, Ending, Progress, TrialRecord
 from trainables.seeds import derived_seed
 from trainables.training.hparams import HParams
 from trainables.training.keeping import BEST_EPOCH, LAST_EPOCHS, counted, expected_name, value_of
 from trainables.training.phases import phases
 
-__all__ = ["ENDINGS", "Assignment", "Ending", "Progress", "Row", "SearchStudy", "TrialRecord"]
+__all__ = ["SearchStudy"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-
-class Ending(Enum):
-    """What can happen to a trial."""
-
-    COMPLETED = "COMPLETE"
-    PRUNED = "PRUNED"
-    DIVERGED = "DIVERGED"
-    ERRORED = "ERRORED"
-    OUT_OF_MEMORY = "OUT_OF_MEMORY"
-    INTERRUPTED = "INTERRUPTED"
-    ABANDONED = "ABANDONED"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What an ending is to Optuna and to MLflow, and whether it counts toward the budget of trials.
-
-    `optuna` is None where the trial stays RUNNING, for `resume` to go on with.
-    """
-
-    optuna: TrialState | None
-    mlflow: str
-    counts: bool
-
-
-ENDINGS: Mapping[Ending, Row] = {
-    Ending.COMPLETED: Row(TrialState.COMPLETE, "FINISHED", True),
-    # MLflow draws FAILED and KILLED as the same red cross. A pruned trial did what it should: its run is
-    # FINISHED, and is called pruned in its name and its tag.
-    Ending.PRUNED: Row(TrialState.PRUNED, "FINISHED", True),
-    Ending.DIVERGED: Row(TrialState.FAIL, "FAILED", True),
-    Ending.ERRORED: Row(TrialState.FAIL, "FAILED", True),
-    Ending.OUT_OF_MEMORY: Row(TrialState.FAIL, "FAILED", True),
-    Ending.INTERRUPTED: Row(None, "KILLED", False),
-    Ending.ABANDONED: Row(TrialState.FAIL, "KILLED", True),
-}
 
 _TELLING = (Ending.DIVERGED, Ending.ERRORED, Ending.OUT_OF_MEMORY)
 """The failures that say something of a trial's hyperparameters."""
@@ -78,79 +41,18 @@ _FEW = 4  # different values, of which an importance says something
 _ENDING = "ending"
 _STARTED = "started"
 _RUN = "mlflow_run_id"
-_RULE = "rule"
-_SAMPLES = "samples"
 _MOVES = "moves"
 _EPOCHS = "epochs"
-_ID = "search_id"
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """A trial to run: its Optuna number, hyperparameters, and how often it was begun before."""
-
-    number: int
-    hparams: HParams
-    begun: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a search is."""
-
-    completed: int
-    pruned: int
-    failed: int
-    running: int
-    budget: int
-
-    @property
-    def counted(self) -> int:
-        return self.completed + self.pruned + self.failed
-
-    @property
-    def left(self) -> int:
-        return max(0, self.budget - self.counted)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRecord:
-    """What the study knows of a trial.
-
-    Attributes:
-        number: Optuna's.
-        state: Optuna's, by name.
-        ending: None while it runs.
-        reason: why it was pruned or failed.
-        value: what its kept model is expected to have of the first objective; None before the first epoch.
-        best_epoch: the number of the epoch whose model is kept, from 1.
-        epochs: how many epochs were reported.
-        best: metrics of that epoch, as far as the study was told, with its number as `epoch`; and what
-            they are expected to be (`trainables.training.keeping`), where that is another value.
-        params: the hyperparameters that something read.
-        mlflow_run_id: None where MLflow has not told it yet, or was away.
-    """
-
-    number: int
-    state: str
-    ending: Ending | None
-    reason: str
-    value: float | None
-    best_epoch: int | None
-    epochs: int
-    best: Mapping[str, float] | None
-    params: Mapping[str, Any]
-    mlflow_run_id: str | None
-
-
-class SearchStudy:
+class SearchStudy(StudyFacts):
     """One search's Optuna study, with the few operations that a driver needs."""
 
     role = "trial"
     """What a trial of this study is to the search."""
 
     def __init__(self, study: optuna.Study, spec: SearchSpec) -> None:
-        self._study = study
+        super().__init__(study)
         self.spec = spec
         self._trials: dict[int, optuna.Trial] = {}
         self._ahead: Assignment | None = None
@@ -179,14 +81,14 @@ class SearchStudy:
             directions=list(spec.search.objective.values()),
             load_if_exists=True,
         )
-        if _ID not in study.user_attrs:
+        if ID not in study.user_attrs:
             study.set_user_attr("home", str(home.root))
             study.set_user_attr("budget", 0 if part_of else spec.search.trials)
-            study.set_user_attr(_RULE, part_of.rule if part_of else LAST_EPOCHS)
+            study.set_user_attr(RULE, part_of.rule if part_of else LAST_EPOCHS)
             for params in [] if part_of else [*space.first_params(spec), *start]:
                 study.enqueue_trial(dict(params), skip_if_exists=True)
             # The last of it: without an id it was never finished.
-            study.set_user_attr(_ID, part_of.search_id if part_of else uuid.uuid4().hex)
+            study.set_user_attr(ID, part_of.search_id if part_of else uuid.uuid4().hex)
         return cls._ready(study, spec)
 
     @classmethod
@@ -200,7 +102,7 @@ class SearchStudy:
             )
         except KeyError:
             return None
-        return cls._ready(study, spec) if _ID in study.user_attrs else None
+        return cls._ready(study, spec) if ID in study.user_attrs else None
 
     @classmethod
     def open(cls, spec: SearchSpec, home: Home) -> Self:
@@ -257,76 +159,6 @@ class SearchStudy:
         return cls(study, spec)
 
     # What is
-
-    @property
-    def search_id(self) -> str:
-        """Names the search for ever, whatever its folder is called."""
-        return str(self._study.user_attrs[_ID])
-
-    @property
-    def rule(self) -> str:
-        """Which epoch's model is kept, and what it is worth; a search of old keeps the rule that it had."""
-        return str(self._study.user_attrs.get(_RULE, BEST_EPOCH))
-
-    @property
-    def samples(self) -> dict[str, Sample]:
-        """The images of the validation and the test split; none where a search of old wrote none down."""
-        known = self._study.user_attrs.get(_SAMPLES, {})
-        return {split: Sample(**each) for split, each in known.items() if each["count"]}
-
-    @samples.setter
-    def samples(self, samples: Mapping[str, Sample]) -> None:
-        told = {split: vars(each) for split, each in samples.items()}
-        if self._study.user_attrs.get(_SAMPLES) != told:
-            self._study.set_user_attr(_SAMPLES, told)
-
-    @property
-    def budget(self) -> int:
-        """Trials that the search may count; `resume --trials` raises it."""
-        return int(self._study.user_attrs["budget"])
-
-    @budget.setter
-    def budget(self, trials: int) -> None:
-        self._study.set_user_attr("budget", trials)
-
-    @property
-    def seconds_spent(self) -> float:
-        """Time that drivers have worked on the search."""
-        return float(self._study.user_attrs.get("seconds_spent", 0.0))
-
-    @seconds_spent.setter
-    def seconds_spent(self, seconds: float) -> None:
-        self._study.set_user_attr("seconds_spent", seconds)
-
-    @property
-    def premises(self) -> dict[str, Any] | None:
-        """What the search was launched on; None where that was not written down."""
-        known: dict[str, Any] | None = self._study.user_attrs.get("premises")
-        return known
-
-    @premises.setter
-    def premises(self, premises: Mapping[str, Any]) -> None:
-        self._study.set_user_attr("premises", dict(premises))
-
-    @property
-    def parent_run(self) -> str | None:
-        """MLflow's id of the search's parent run."""
-        run = self._study.user_attrs.get("mlflow_run_id")
-        return None if run is None else str(run)
-
-    @parent_run.setter
-    def parent_run(self, run: str) -> None:
-        self._study.set_user_attr("mlflow_run_id", run)
-
-    @property
-    def experiment(self) -> str | None:
-        """MLflow's id of the experiment that holds the runs."""
-        known = self._study.user_attrs.get("mlflow_experiment_id")
-        return None if known is None else str(known)
-
-    @experiment.setter
-    def experiment(self, experiment: str) -> None:
-        self._study.set_user_attr("mlflow_experiment_id", experiment)
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial that was begun, by number."""

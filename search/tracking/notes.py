@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from search.spec.search_spec import SearchSpec
-from search.study.search_study import Ending
+from search.study.trials import Ending
 from search.tracking.client import SEARCH_TAG, STATE_TAG
 
 __all__ = ["NOTE_TAG", "search_note", "shared_view", "trial_note"]

@@ -22,7 +22,7 @@ import search
 from search.errors import TrackingError
 from search.home import Home
 from search.spec.search_spec import SearchSpec
-from search.study.search_study import ENDINGS, Ending
+from search.study.trials import ENDINGS, Ending
 from search.tracking.client import (
     DAMAGE_TAG,
     MOVES_TAG,

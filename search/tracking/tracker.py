@@ -25,7 +25,8 @@ from search.errors import Refused, TrackingError
 from search.home import Home
 from search.processes import environment, python
 from search.spec.search_spec import SearchSpec
-from search.study.search_study import Assignment, Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import Assignment, Ending
 from search.tracking.outbox import Outbox
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import Epochs, read_epochs

@@ -21,7 +21,8 @@ import pytest
 
 from search.home import Home
 from search.run.conductor import Conductor, NoTrial
-from search.study.search_study import Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import Ending
 from search.tracking.outbox import Outbox
 from search.tracking.tracker import Tracker
 from tests.search.run.test_conductor import Everywhere

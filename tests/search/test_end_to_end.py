@@ -151,7 +151,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(folder: Path) -> None:
 
 BROKEN = {
     "unknown key": (["search.trails=3"], "did you mean trials"),
-    "wrong type": (["search.trials=many"], "valid integer"),
+    "wrong type": (["search.trials=many"], "whole number"),
     "empty range": (["space.lr={low: 1, high: 0.1}"], "must be below high"),
     "a sampled knob that nothing reads": (["space.momentum={low: 0, high: 0.9}"], "nothing reads it"),
     "missing folder": (["data.source=./nowhere"], "nowhere"),

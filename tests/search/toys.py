@@ -11,11 +11,14 @@ from typing import Any
 
 from ray import tune
 
-from trainables.record import METRICS, STATE_FILE
+from trainables.files.trial_folder import read_epochs, write_epochs
+from trainables.record import EPOCHS, METRICS, STATE_FILE
 
 
 class Toy(tune.Trainable):  # type: ignore[misc]
     """Does in each trial what `script.json` in the home says for its number, else just reports.
+
+    It writes down its epochs and then its state before it reports, as a real trial does.
 
     `nan`, `raise`, `raise once`, `memory`, `memory below SHARE` (of a GPU), `mention memory`, `kill once`:
     at epoch 2. `sleep`: half a second an epoch.
@@ -41,9 +44,16 @@ class Toy(tune.Trainable):  # type: ignore[misc]
             value = self._act(value)
         if self._script() == "sleep":
             time.sleep(0.5)
-        state.write_text(str(self._epoch))
         metrics = {name: value for name in METRICS}
-        return {**metrics, "epoch": self._epoch, "best": {"epoch": self._epoch, **metrics}}
+        epochs = {**read_epochs(self._folder), self._epoch: metrics}
+        write_epochs(self._folder, epochs, self._trial["hparams"])
+        state.write_text(str(self._epoch))
+        return {
+            **metrics,
+            "epoch": self._epoch,
+            "best": {"epoch": self._epoch, **metrics},
+            EPOCHS: [{"epoch": epoch, **known} for epoch, known in sorted(epochs.items())],
+        }
 
     def _script(self) -> str:
         path = self._folder.parent.parent / "script.json"

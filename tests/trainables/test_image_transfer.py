@@ -19,9 +19,9 @@ from trainables.image.data import DataConfig
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.image_transfer import ImageTransfer, TrialConfig
 from trainables.record import BEST, EPOCHS, EPOCHS_FILE, METRICS, MODEL_FOLDER, STATE_FILE, TEST_METRICS, TOLD
+from trainables.training.delta import load_delta
 from trainables.training.keeping import EXPECTED, expected_name, value_of
 from trainables.training.loop import Training
-from trainables.training.model import load_delta
 
 Make = Callable[[TrialConfig], ImageTransfer]
 TIMINGS = {"epoch_seconds", "images_per_second"}

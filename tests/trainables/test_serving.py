@@ -17,8 +17,8 @@ from trainables.image.data import DataConfig, ImageData, UnreadableImage, load
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.record import MODEL_FOLDER
 from trainables.serving import Classifier, _load_pyfunc
+from trainables.training.card import ModelError
 from trainables.training.loop import Settings, Training
-from trainables.training.model import ModelError
 
 
 class Trained:

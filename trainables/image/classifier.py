@@ -16,7 +16,8 @@ from torch import Tensor
 
 from trainables.image.augment import center_crop
 from trainables.image.decode import UnreadableImage, decode, pixels, to_frame
-from trainables.training.model import Card, LoadedModel
+from trainables.training.card import Card
+from trainables.training.delta import LoadedModel
 
 __all__ = ["Classifier", "of_crops", "of_model"]
 

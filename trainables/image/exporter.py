@@ -13,7 +13,7 @@ from PIL import Image
 from trainables.image.classifier import Classifier, of_model
 from trainables.image.data import ImageData
 from trainables.image.graphs import FILES, HELPERS, WholeModel, opset, write_graph, write_helper
-from trainables.training.model import LoadedModel
+from trainables.training.delta import LoadedModel
 
 __all__ = ["ImageExporter"]
 

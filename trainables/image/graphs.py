@@ -26,7 +26,8 @@ from trainables.image import standalone
 from trainables.image.classifier import Classifier, of_crops, of_model
 from trainables.image.modality import FILES
 from trainables.image.resizing import Resizing
-from trainables.training.model import Card, LoadedModel, ModelError, whole_model
+from trainables.training.card import Card, ModelError
+from trainables.training.delta import LoadedModel, whole_model
 
 __all__ = ["FILES", "WholeModel", "opset", "read_graph", "write_graph", "write_helper"]
 

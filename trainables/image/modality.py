@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from trainables.image.preprocessing import Preprocessing
     from trainables.modality import Backbone, BackboneInfo, Data, Modality, Progress
     from trainables.modality import Policy as AnyPolicy
-    from trainables.training.model import Card, LoadedModel
+    from trainables.training.card import Card
+    from trainables.training.delta import LoadedModel
 
 __all__ = ["IMAGE", "ImageModality"]
 

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainables.modality import Exporter, Mixing, Policy, Predictor
+    from trainables.training.card import Card
+    from trainables.training.delta import LoadedModel
     from trainables.training.metrics import Scores
-    from trainables.training.model import Card, LoadedModel
 
 __all__ = ["Classification"]
 

@@ -31,11 +31,13 @@ from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FI
 from trainables.seeds import derived_seed, generator, sample_seeds
 from trainables.training import optim
 from trainables.training.ahead import ahead, placed
+from trainables.training.card import make_card
+from trainables.training.delta import save_delta
 from trainables.training.features import FrozenFeatures
 from trainables.training.hparams import HParams
 from trainables.training.keeping import BEST_EPOCH, LAST_EPOCHS, counted, expected
 from trainables.training.metrics import Scores
-from trainables.training.model import TransferModel, build_model, make_card, save_delta, unfreeze
+from trainables.training.model import TransferModel, build_model, unfreeze
 from trainables.training.phases import Phase, phases
 from trainables.training.solved import SolvedHead, solve, standardisation
 

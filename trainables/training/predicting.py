@@ -14,7 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from trainables.modality import Data, Modality, Predictor, modality
-from trainables.training.model import Card, LoadedModel, ModelError, whole_model
+from trainables.training.card import Card, ModelError
+from trainables.training.delta import LoadedModel, whole_model
 
 __all__ = ["ItemPredictor", "TensorsExporter", "read_tensors"]
 

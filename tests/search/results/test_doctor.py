@@ -17,7 +17,8 @@ from search.home import Home
 from search.results.doctor import examine
 from search.search import Search
 from search.spec.search_spec import SearchSpec
-from search.study.search_study import Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import Ending
 from search.tracking.tracker import Tracker
 from tests.search.specs import small
 from trainables.files.trial_folder import write_epochs

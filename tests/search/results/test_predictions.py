@@ -15,7 +15,7 @@ from trainables.image.backbones import build
 from trainables.image.classifier import Classifier
 from trainables.image.endings import EXTENSIONS
 from trainables.image.hparams import ImageHParams as HParams
-from trainables.training.model import make_card
+from trainables.training.card import make_card
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from search.errors import BadInput
 from search.home import Home
 from search.results.report import report, write_report
 from search.search import Search
-from search.study.search_study import Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import Ending
 from tests.search.specs import small
 from trainables.record import METRICS
 

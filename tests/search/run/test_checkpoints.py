@@ -28,7 +28,7 @@ from tests.search.commands import rows, transfer_search
 from tests.search.specs import SMALL, small
 from tests.search.test_data_as_people_have_it import picture
 from trainables.record import MODEL_FOLDER, STATE_FILE
-from trainables.training.model import load_delta
+from trainables.training.delta import load_delta
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 

@@ -14,7 +14,8 @@ from search.home import Home
 from search.run.conductor import MOVES, Conductor, NoTrial
 from search.run.failures import Failure, FailureKind
 from search.run.settlement import settled
-from search.study.search_study import Assignment, Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import Assignment, Ending
 from tests.search.specs import small
 from trainables.files.trial_folder import write_epochs
 from trainables.record import BEST, EPOCHS, METRICS, MODEL_FOLDER, TOLD

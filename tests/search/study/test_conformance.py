@@ -15,7 +15,8 @@ from search.home import Home
 from search.run.planning import plan
 from search.study.pruners import pruner_problems
 from search.study.samplers import LearningSampler, build_sampler, population, sampler_notes
-from search.study.search_study import Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import Ending
 from tests.search.specs import small
 from trainables.record import METRICS
 from trainables.training.hparams import HParams

@@ -15,7 +15,8 @@ from search.run.preflight import refusals
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study import space
 from search.study.earlier import start_of
-from search.study.search_study import Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import Ending
 from tests.search.commands import transfer_search
 from tests.search.specs import SMALL, small
 from trainables.record import METRICS

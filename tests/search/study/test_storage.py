@@ -15,7 +15,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import OperationalError
 
 from search.home import Home
-from search.study.search_study import Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import Ending
 from tests.search.specs import small
 from trainables.record import METRICS
 

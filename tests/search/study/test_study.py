@@ -12,7 +12,8 @@ from optuna.trial import TrialState
 from search.errors import TransferSearchError
 from search.home import Home
 from search.study.finalists import FinalistStudy
-from search.study.search_study import ENDINGS, Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import ENDINGS, Ending
 from tests.search.specs import small
 from trainables.record import METRICS
 

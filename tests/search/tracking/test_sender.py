@@ -18,7 +18,8 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from search.home import Home
-from search.study.search_study import Ending, SearchStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import Ending
 from search.tracking.outbox import Outbox
 from search.tracking.runs import Runs
 from search.tracking.sender import Sender

@@ -22,7 +22,9 @@ from trainables.image.decode import UnreadableImage, decode
 from trainables.image.graphs import FILES, WholeModel, read_graph, write_graph, write_helper
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.image.standalone import classify
-from trainables.training.model import LoadedModel, TransferModel, build_model, make_card
+from trainables.training.card import make_card
+from trainables.training.delta import LoadedModel
+from trainables.training.model import TransferModel, build_model
 
 CLASSES = ("zero", "one, or two", "Grünes Quadrat")
 

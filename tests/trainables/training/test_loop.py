@@ -23,10 +23,10 @@ from trainables.image.backbones import Backbone
 from trainables.image.data import ImageData
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.record import APPLIED_FILE, METRICS, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
+from trainables.training.delta import load_delta
 from trainables.training.keeping import BEST_EPOCH, EXPECTED, value_of
 from trainables.training.loop import Monitor, Settings, Training, _training_dtype, fit
 from trainables.training.metrics import Scores, scores
-from trainables.training.model import load_delta
 from trainables.training.phases import Phase, phases
 
 Begin = Callable[..., Training]

@@ -20,17 +20,9 @@ from trainables.image import backbones
 from trainables.image.backbones import Backbone, Preprocessing
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.training import model
-from trainables.training.model import (
-    Card,
-    ModelError,
-    TransferModel,
-    build_model,
-    frozen_groups,
-    load_delta,
-    make_card,
-    save_delta,
-    unfreeze,
-)
+from trainables.training.card import Card, ModelError, make_card
+from trainables.training.delta import load_delta, save_delta
+from trainables.training.model import TransferModel, build_model, frozen_groups, unfreeze
 
 CLASSES = tuple(f"class {number}" for number in range(10))
 PROBE = HParams(head="linear", image_size=64)

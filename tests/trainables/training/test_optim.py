@@ -16,14 +16,9 @@ from trainables.image import backbones
 from trainables.image.backbones import Backbone, Preprocessing
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.training import optim
-from trainables.training.model import (
-    TransferModel,
-    build_model,
-    load_delta,
-    make_card,
-    save_delta,
-    unfreeze,
-)
+from trainables.training.card import make_card
+from trainables.training.delta import load_delta, save_delta
+from trainables.training.model import TransferModel, build_model, unfreeze
 
 FULL = HParams(strategy="full", batch_norm="train")
 

@@ -12,9 +12,9 @@ from tests.trainables.training.test_ridge import blobs
 from trainables.files.cache import Cache
 from trainables.image.data import ImageData
 from trainables.record import MODEL_FOLDER
+from trainables.training.delta import load_delta
 from trainables.training.loop import Training
 from trainables.training.metrics import scores
-from trainables.training.model import load_delta
 from trainables.training.solved import SolvedHead, solve, standardisation
 
 Begin = Callable[..., Training]

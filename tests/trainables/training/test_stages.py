@@ -7,9 +7,10 @@ from torch import nn
 from tests.trainables.image.test_backbones import SMALL, TIMM, WithoutInit
 from trainables.image import backbones
 from trainables.image.backbones import Backbone
+from trainables.training.card import ModelError
 from trainables.training.hparams import HParams
 from trainables.training.inference import fast_passes
-from trainables.training.model import ModelError, build_model
+from trainables.training.model import build_model
 from trainables.training.stages import StagedTrunk, pooled_stages, stage_names, stage_width
 
 FAMILIES = {**SMALL, **{f"timm/{name}": size for name, size in TIMM.items()}}

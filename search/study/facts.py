@@ -1,0 +1,94 @@
+"""What a study has written down of its search, beside the trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+
+from search.study.intervals import Sample
+from trainables.training.keeping import BEST_EPOCH
+
+__all__ = ["ID", "RULE", "StudyFacts"]
+
+ID = "search_id"
+RULE = "rule"
+_SAMPLES = "samples"
+
+
+class StudyFacts:
+    """The facts of a search, each an attribute of its Optuna study."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    @property
+    def search_id(self) -> str:
+        """Names the search for ever, whatever its folder is called."""
+        return str(self._study.user_attrs[ID])
+
+    @property
+    def rule(self) -> str:
+        """Which epoch's model is kept, and what it is worth; a search of old keeps the rule that it had."""
+        return str(self._study.user_attrs.get(RULE, BEST_EPOCH))
+
+    @property
+    def samples(self) -> dict[str, Sample]:
+        """The images of the validation and the test split; none where a search of old wrote none down."""
+        known = self._study.user_attrs.get(_SAMPLES, {})
+        return {split: Sample(**each) for split, each in known.items() if each["count"]}
+
+    @samples.setter
+    def samples(self, samples: Mapping[str, Sample]) -> None:
+        told = {split: vars(each) for split, each in samples.items()}
+        if self._study.user_attrs.get(_SAMPLES) != told:
+            self._study.set_user_attr(_SAMPLES, told)
+
+    @property
+    def budget(self) -> int:
+        """Trials that the search may count; `resume --trials` raises it."""
+        return int(self._study.user_attrs["budget"])
+
+    @budget.setter
+    def budget(self, trials: int) -> None:
+        self._study.set_user_attr("budget", trials)
+
+    @property
+    def seconds_spent(self) -> float:
+        """Time that drivers have worked on the search."""
+        return float(self._study.user_attrs.get("seconds_spent", 0.0))
+
+    @seconds_spent.setter
+    def seconds_spent(self, seconds: float) -> None:
+        self._study.set_user_attr("seconds_spent", seconds)
+
+    @property
+    def premises(self) -> dict[str, Any] | None:
+        """What the search was launched on; None where that was not written down."""
+        known: dict[str, Any] | None = self._study.user_attrs.get("premises")
+        return known
+
+    @premises.setter
+    def premises(self, premises: Mapping[str, Any]) -> None:
+        self._study.set_user_attr("premises", dict(premises))
+
+    @property
+    def parent_run(self) -> str | None:
+        """MLflow's id of the search's parent run."""
+        run = self._study.user_attrs.get("mlflow_run_id")
+        return None if run is None else str(run)
+
+    @parent_run.setter
+    def parent_run(self, run: str) -> None:
+        self._study.set_user_attr("mlflow_run_id", run)
+
+    @property
+    def experiment(self) -> str | None:
+        """MLflow's id of the experiment that holds the runs."""
+        known = self._study.user_attrs.get("mlflow_experiment_id")
+        return None if known is None else str(known)
+
+    @experiment.setter
+    def experiment(self, experiment: str) -> None:
+        self._study.set_user_attr("mlflow_experiment_id", experiment)
