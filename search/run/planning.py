@@ -22,10 +22,11 @@ from trainables.errors import BackboneError, DataError
 from trainables.files.cache import default_root
 from trainables.files.remote import Remote, RemoteError
 from trainables.modality import Backbone, Data
+from trainables.training.card import ModelError
 from trainables.training.hparams import Knob
 from trainables.training.keeping import LAST_EPOCHS
 from trainables.training.loop import Monitor, Settings
-from trainables.training.model import ModelError, build_model, unfreeze
+from trainables.training.model import build_model, unfreeze
 
 __all__ = ["Plan", "cache_root", "plan", "samples", "trial_config", "values_of"]
 

@@ -19,6 +19,7 @@ from torchvision.models.inception import InceptionOutputs
 
 from trainables.image import backbones
 from trainables.image.backbones import Backbone, BackboneError, Preprocessing
+from trainables.image.backbones.torchvision_source import TorchVision, resized_positions
 
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 # One of each torchvision family that is small enough to run, and the smallest easy input.
@@ -162,7 +163,8 @@ def test_only_listed_names_are_built(name: str) -> None:
 def test_available_lists_what_can_be_built() -> None:
     listed = {info.name: info for info in backbones.available()}
     assert {"efficientnet_lite1", "efficientnet_lite2", *TORCHVISION} < set(listed)
-    assert listed["efficientnet_lite0"] == backbones.BackboneInfo("efficientnet_lite0", 4_652_008, 224, True)
+    lite0 = listed["efficientnet_lite0"]
+    assert (lite0.parameters, lite0.weights_at_hand, lite0.details) == (4_652_008, True, {"image_size": 224})
     assert not listed["resnet50"].weights_at_hand
     assert listed["resnet50"].parameters == 25_557_032
     assert [info.name for info in backbones.available("vgg1?")] == [*("vgg11", "vgg13", "vgg16", "vgg19")]
@@ -248,7 +250,7 @@ def test_every_torchvision_network_conforms(name: str) -> None:
 def test_torchvision_brings_its_own_preprocessing(
     name: str, size: int, frame: int, interpolation: str
 ) -> None:
-    own = backbones._TorchVision().preprocessing(name)
+    own = TorchVision().preprocessing(name)
     assert (own.image_size, own.frame_size) == (size, frame)
     assert own.interpolation == interpolation
     assert own.mean == (0.485, 0.456, 0.406)
@@ -341,7 +343,7 @@ def test_positions_of_a_transformer_are_interpolated() -> None:
     generator = torch.Generator().manual_seed(0)
     positions = torch.randn(1, 1 + 7 * 7, 8, generator=generator)
     state = {"encoder.pos_embedding": positions}
-    resized = backbones._resized_positions(state, 96, 32)["encoder.pos_embedding"]
+    resized = resized_positions(state, 96, 32)["encoder.pos_embedding"]
     assert resized.shape == (1, 1 + 3 * 3, 8)
     assert torch.equal(resized[:, 0], positions[:, 0])
     # Corners stay where they are.
@@ -542,7 +544,7 @@ def test_random_weights_follow_from_the_seed_alone() -> None:
 
 
 def test_preprocessing_survives_a_round_trip() -> None:
-    own = backbones._TorchVision().preprocessing("resnet50")
+    own = TorchVision().preprocessing("resnet50")
     assert Preprocessing.from_dict(own.to_dict()) == own
 
 
@@ -562,6 +564,6 @@ def test_preprocessing_survives_a_round_trip() -> None:
     ],
 )
 def test_impossible_preprocessing_is_refused(change: dict[str, Any]) -> None:
-    own = backbones._TorchVision().preprocessing("resnet50").to_dict()
+    own = TorchVision().preprocessing("resnet50").to_dict()
     with pytest.raises(BackboneError):
         Preprocessing.from_dict({**own, **change})

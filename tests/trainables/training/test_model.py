@@ -19,9 +19,8 @@ from torch.nn.functional import cross_entropy
 from trainables.image import backbones
 from trainables.image.backbones import Backbone, Preprocessing
 from trainables.image.hparams import ImageHParams as HParams
-from trainables.training import model
 from trainables.training.card import Card, ModelError, make_card
-from trainables.training.delta import load_delta, save_delta
+from trainables.training.delta import _same_bits, load_delta, save_delta
 from trainables.training.model import TransferModel, build_model, frozen_groups, unfreeze
 
 CLASSES = tuple(f"class {number}" for number in range(10))
@@ -341,8 +340,8 @@ def test_a_change_of_bits_alone_is_saved(lite0: Backbone, tmp_path: Path) -> Non
     name = next(name for name in state if name.endswith("running_mean"))
     state[name][0] = float("nan")
     start = lite0.module.state_dict()
-    assert not model._same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
-    assert model._same_bits(torch.tensor([float("nan")]), torch.tensor([float("nan")]))
+    assert not _same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert _same_bits(torch.tensor([float("nan")]), torch.tensor([float("nan")]))
     save_delta(tmp_path, network, lite0, make_card(lite0, PROBE, CLASSES, {}))
     delta = safetensors.torch.load_file(tmp_path / "delta.safetensors")
     assert set(delta) == {f"trunk.{name}", "head.output.weight", "head.output.bias"}
