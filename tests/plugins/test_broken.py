@@ -86,7 +86,7 @@ def test_a_policy_must_draw_from_the_seeds_and_give_inputs(folder: Path, install
         "dice",
         "import torch\n"
         "from dataclasses import dataclass\n"
-        "from trainables.image.augment import CenterCrop\n"
+        "from trainables.image.transforms import CenterCrop\n"
         "@dataclass(frozen=True)\n"
         "class Dice:\n"
         "    def __call__(self, images, seeds): return torch.randint_like(images, 256)\n"

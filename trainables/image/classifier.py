@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainables.image.augment import center_crop
 from trainables.image.decode import UnreadableImage, decode, pixels, to_frame
+from trainables.image.transforms import center_crop
 from trainables.training.card import Card
 from trainables.training.delta import LoadedModel
 

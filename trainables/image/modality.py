@@ -19,10 +19,11 @@ from trainables.training.classification import Classification
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainables.image.augment import Mixing, Policy
+    from trainables.image.augment import Policy
     from trainables.image.classifier import Classifier
     from trainables.image.data import ImageData
     from trainables.image.exporter import ImageExporter
+    from trainables.image.mixing import Mixing
     from trainables.image.preprocessing import Preprocessing
     from trainables.modality import Backbone, BackboneInfo, Data, Modality, Progress
     from trainables.modality import Policy as AnyPolicy
@@ -81,7 +82,7 @@ class ImageModality(Classification):
         return build(ImageHParams(policy="none"), image_size=preprocessing.image_size)
 
     def mixing(self, hparams: ImageHParams, classes: int) -> Mixing | None:
-        from trainables.image.augment import build_mixing
+        from trainables.image.mixing import build_mixing
 
         return None if hparams.mixing == "none" else build_mixing(hparams, classes)
 

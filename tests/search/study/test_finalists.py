@@ -355,7 +355,7 @@ def test_a_finalist_is_scored_once_with_the_model_that_it_keeps(stepped: Callabl
     preprocessing = loaded.card.preprocessing
     frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)
     chosen = data.splits["test"]
-    from trainables.image.augment import center_crop
+    from trainables.image.transforms import center_crop
 
     predicted = loaded.model(center_crop(frames[chosen], preprocessing.image_size)).argmax(1)
     assert best["test_accuracy"] == pytest.approx(float((predicted == data.labels[chosen]).float().mean()))

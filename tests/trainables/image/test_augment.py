@@ -9,10 +9,12 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
-from trainables.image import augment
+from trainables.image import augment, transforms
+from trainables.image import mixing as mixing_of
 from trainables.image import operations as ops
 from trainables.image.hparams import POLICIES
 from trainables.image.hparams import ImageHParams as HParams
+from trainables.image.ranges import Ranges
 
 ROWS = ((("Rotate", 0.5, 12), ("Color", 0.8, 20)), (("Equalize", 1.0, 0),))
 FRAME, SIZE = 37, 32
@@ -160,7 +162,7 @@ def test_augmix_mixes_between_the_image_and_its_chains() -> None:
     assert apart.min() < 3
     assert 4 < apart.mean() < 60
     flat = torch.full((50, 3, 9, 9), 200, dtype=torch.uint8)
-    colours = dataclasses.replace(augment.AugMix(names=("AutoContrast", "Equalize"), ranges=ops.Ranges()))
+    colours = dataclasses.replace(transforms.AugMix(names=("AutoContrast", "Equalize"), ranges=Ranges()))
     # Both leave a flat image alone, so weights that sum to 1 must too.
     assert torch.equal(colours(flat, seeds(50)), flat)
 
@@ -226,10 +228,10 @@ def test_an_upright_line_stays_upright_where_orientation_matters(
 
 def test_flip_crop_equals_torchvision_inside_the_crop() -> None:
     images = frames(8, 60)
-    stage = augment.ResizedCrop(size=48, flip=False)
+    stage = transforms.ResizedCrop(size=48, flip=False)
     out = stage(images, seeds(8))
-    area, ratio, top, left, _ = ops.uniform(seeds(8), augment._Stream.CROP, 5).double().unbind(1)
-    height, width = augment._rectangles(area, ratio, stage.scale, stage.ratio, 60)
+    area, ratio, top, left, _ = ops.uniform(seeds(8), transforms._Stream.CROP, 5).double().unbind(1)
+    height, width = transforms._rectangles(area, ratio, stage.scale, stage.ratio, 60)
     share = height * width / 3600
     assert share.min() >= 0.3
     for i in range(8):
@@ -246,7 +248,7 @@ def test_flip_crop_equals_torchvision_inside_the_crop() -> None:
 
 def test_flip_crop_covers_its_range() -> None:
     draws = ops.uniform(seeds(5000), 0, 2).double()
-    height, width = augment._rectangles(draws[:, 0], draws[:, 1], (0.35, 1.0), (3 / 4, 4 / 3), 200)
+    height, width = transforms._rectangles(draws[:, 0], draws[:, 1], (0.35, 1.0), (3 / 4, 4 / 3), 200)
     area = height * width / 200**2
     assert 0.34 < area.min() < 0.36
     assert area.max() > 0.97
@@ -312,13 +314,13 @@ def test_bad_input_says_what_and_what_is_allowed() -> None:
     with pytest.raises(ValueError, match=r"int64 \[2\]"):
         built(frames(2), seeds(3))
     with pytest.raises(ValueError, match="30x30"):
-        augment.center_crop(frames(1, 30), 32)
+        transforms.center_crop(frames(1, 30), 32)
 
 
 def mixed(kind: str, alpha: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch whose image i has the value i everywhere, mixed."""
     inputs = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(8, 3, 20, 20)
-    mixing = augment.build_mixing(HParams(mixing=kind, mixing_alpha=alpha), 8)
+    mixing = mixing_of.build_mixing(HParams(mixing=kind, mixing_alpha=alpha), 8)
     return mixing(inputs.contiguous(), torch.eye(8), torch.Generator().manual_seed(seed))
 
 
@@ -355,7 +357,7 @@ def test_mixing_depends_on_the_generator_alone() -> None:
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     generator = torch.Generator().manual_seed(0)
-    mixing = augment.build_mixing(HParams(mixing="mixup", mixing_alpha=1.0), 8)
+    mixing = mixing_of.build_mixing(HParams(mixing="mixup", mixing_alpha=1.0), 8)
     inputs = torch.rand(8, 3, 4, 4)
     one = mixing(inputs, torch.eye(8), generator)[1]
     assert not torch.equal(mixing(inputs, torch.eye(8), generator)[1], one)
@@ -369,7 +371,7 @@ def test_preview_shows_the_originals_first_and_repeats() -> None:
     picture = augment.preview(built, images, seed=3, rows=2, draws=4)
     assert picture.size == (5 * (SIZE + 2) - 2, 2 * (SIZE + 2) - 2)
     original = reference.pil_to_tensor(picture)[:, :SIZE, :SIZE]
-    assert torch.equal(original, augment.center_crop(images, SIZE)[0])
+    assert torch.equal(original, transforms.center_crop(images, SIZE)[0])
     assert picture.tobytes() == augment.preview(built, images, 3, 2, 4).tobytes()
     assert picture.tobytes() != augment.preview(built, images, 4, 2, 4).tobytes()
     with pytest.raises(ValueError, match="rows is 0"):

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
 from trainables.image import operations as ops
+from trainables.image.ranges import Ranges, magnitudes
 
 SIDE = 37
 
@@ -138,10 +139,10 @@ def test_applied_touches_only_what_chose_and_ignores_order() -> None:
 
 
 def test_magnitudes_are_those_of_torchvision() -> None:
-    wide = ops.Ranges(shear=0.99, translate_pixels=32.0, rotate=135.0, enhance=0.99, bits=(8, 2))
-    for ranges, theirs in ((wide, v2.TrivialAugmentWide), (ops.Ranges(), v2.RandAugment)):
+    wide = Ranges(shear=0.99, translate_pixels=32.0, rotate=135.0, enhance=0.99, bits=(8, 2))
+    for ranges, theirs in ((wide, v2.TrivialAugmentWide), (Ranges(), v2.RandAugment)):
         space = theirs._AUGMENTATION_SPACE
-        table = ops.magnitudes(ranges, tuple(space), 31, 110)
+        table = magnitudes(ranges, tuple(space), 31, 110)
         for row, (name, (values, signed)) in zip(table, space.items(), strict=True):
             expected = values(31, 110, 110)
             if expected is None:
@@ -156,7 +157,7 @@ def test_magnitudes_are_those_of_torchvision() -> None:
 
 @pytest.mark.parametrize("chain", [1, 2, 3, 8])
 def test_upright_ranges_never_turn_a_line_by_more_than_15_degrees(chain: int) -> None:
-    ranges = ops.Ranges(shear=0.99, rotate=135.0).upright(chain)
+    ranges = Ranges(shear=0.99, rotate=135.0).upright(chain)
     angles = torch.linspace(0, math.pi, 721).double()
     lines = torch.stack([angles.cos(), angles.sin()])
     slope = torch.tensor([[1.0, ranges.shear], [0.0, 1.0]]).double()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainables.image.augment import center_crop
 from trainables.image.decode import INTERPOLATIONS, to_frame
 from trainables.image.resizing import Resizing
+from trainables.image.transforms import center_crop
 
 SIZES = [(8, 8), (28, 28), (50, 40), (41, 300), (300, 41), (225, 256), (601, 400), (1, 50), (50, 1), (97, 98)]
 

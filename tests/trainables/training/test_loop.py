@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainables.files.cache import Cache
 from trainables.files.sealed import Damaged
-from trainables.image import augment, backbones
+from trainables.image import backbones, transforms
 from trainables.image.backbones import Backbone
 from trainables.image.data import ImageData
 from trainables.image.hparams import ImageHParams as HParams
@@ -474,7 +474,7 @@ def test_validation_is_on_the_centre_crops(begin: Begin, few_digits: ImageData, 
     frames = few_digits.frames(preprocessing.frame_size, preprocessing.interpolation)
     indices = few_digits.splits["validation"]
     with torch.no_grad():
-        logits = training.model.eval()(augment.center_crop(frames[indices], preprocessing.image_size))
+        logits = training.model.eval()(transforms.center_crop(frames[indices], preprocessing.image_size))
     expected = scores(logits, few_digits.labels[indices])
     assert metrics["val_accuracy"] == expected.accuracy
     assert metrics["val_macro_f1"] == expected.macro_f1
@@ -618,7 +618,7 @@ def test_the_kept_model_reproduces_the_best_epochs_metrics(
     frames = few_digits.frames(preprocessing.frame_size, preprocessing.interpolation)
     indices = few_digits.splits["validation"]
     with torch.no_grad():
-        logits = loaded.model(augment.center_crop(frames[indices], preprocessing.image_size))
+        logits = loaded.model(transforms.center_crop(frames[indices], preprocessing.image_size))
     found = scores(logits, few_digits.labels[indices])
     assert found.accuracy == training.best["val_accuracy"]
     assert found.macro_f1 == training.best["val_macro_f1"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trainables.image.augment import CenterCrop, Stage
 from trainables.image.preprocessing import Preprocessing
+from trainables.image.transforms import CenterCrop, Stage
 
 
 @dataclass(frozen=True)
