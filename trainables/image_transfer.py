@@ -18,7 +18,8 @@ from trainables.files.claim import Claim
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import Epochs, model_metric, read_epochs
 from trainables.image import augment, backbones, data  # noqa: F401  while a process waits for its first trial
-from trainables.modality import Backbone, Data, modality
+from trainables.modalities import modality
+from trainables.modality import Backbone, Data
 from trainables.record import BEST, EPOCHS, MODEL_FOLDER, PROGRESS_FILE, TEST_METRICS, TOLD
 from trainables.training.delta import load_delta
 from trainables.training.footprint import keep_within

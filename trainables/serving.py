@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainables.image.classifier import Classifier
-from trainables.modality import Predictor, modality
+from trainables.modalities import modality
+from trainables.modality import Predictor
 from trainables.training.delta import load_delta
 
 __all__ = ["Classifier"]

@@ -13,8 +13,9 @@ from search.cli.printing import console, errors, print_json
 from search.errors import BadInput
 from search.spec.search_spec import SAMPLERS
 from trainables.errors import DataError, UnknownName
-from trainables.modality import MODALITIES, Modality
-from trainables.modality import modality as find_modality
+from trainables.modalities import MODALITIES
+from trainables.modalities import modality as find_modality
+from trainables.modality import Modality
 from trainables.plugins import PluginError
 
 __all__ = ["commands"]

@@ -146,7 +146,7 @@ def predict(
     """Classify image files with an exported model; 1 is the exit code where one cannot be read."""
     from search.results.export import open_export
     from search.results.predictions import image_files, predictions
-    from trainables.modality import modality
+    from trainables.modalities import modality
 
     classifier = open_export(folder)
     files = image_files(images, modality(classifier.card.hparams.modality).suffixes)

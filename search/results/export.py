@@ -28,7 +28,8 @@ from search.results.rows import FinalistRow, TrialRow, chosen, model_folder
 from search.run.planning import cache_root
 from search.search import Search
 from search.tracking.artifacts import store_files
-from trainables.modality import Data, Exporter, Modality, Predictor, modality
+from trainables.modalities import modality
+from trainables.modality import Data, Exporter, Modality, Predictor
 from trainables.training.card import ModelError
 from trainables.training.delta import LoadedModel, load_delta
 

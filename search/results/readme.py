@@ -15,7 +15,8 @@ from search import __version__
 from search.results.rows import TrialRow, WinnerRow
 from search.search import Search
 from search.study.finalists import mean_text
-from trainables.modality import Data, modality
+from trainables.modalities import modality
+from trainables.modality import Data
 from trainables.training.card import Card
 
 __all__ = ["interval", "readme"]

@@ -25,7 +25,8 @@ from search.spec.document import located, override, parsed, text_of
 from search.spec.domains import Choice, Domain, Fixed, Range, plain, points, read_space
 from search.spec.section import SECRET, Section, problems_of
 from trainables.errors import UnknownName, did_you_mean
-from trainables.modality import Modality, modality
+from trainables.modalities import modality
+from trainables.modality import Modality
 from trainables.plugins import PluginError, Registry, takes
 from trainables.training.hparams import HParams, Knob, knobs
 

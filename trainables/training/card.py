@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trainables.modality import Backbone, modality
+from trainables.modalities import modality
+from trainables.modality import Backbone
 from trainables.training.hparams import HParams
 
 __all__ = ["Card", "ModelError", "make_card"]

@@ -21,7 +21,8 @@ from torch import Tensor
 from trainables.errors import BackboneError
 from trainables.files import sealed
 from trainables.files.trial_folder import CARD_FILE, DELTA_FILE
-from trainables.modality import Backbone, modality
+from trainables.modalities import modality
+from trainables.modality import Backbone
 from trainables.training.card import Card, ModelError
 from trainables.training.model import TransferModel, build_model
 

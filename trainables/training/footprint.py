@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from trainables.modality import modality
+from trainables.modalities import modality
 from trainables.training.hparams import HParams
 from trainables.training.loop import Settings, Training
 

@@ -26,7 +26,8 @@ from trainables.files import sealed
 from trainables.files.cache import Cache
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import Epochs, write_epochs
-from trainables.modality import Backbone, Data, Modality, Policy, modality
+from trainables.modalities import modality
+from trainables.modality import Backbone, Data, Modality, Policy
 from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
 from trainables.seeds import derived_seed, generator, sample_seeds
 from trainables.training import optim

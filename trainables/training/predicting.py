@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from trainables.modality import Data, Modality, Predictor, modality
+from trainables.modalities import modality
+from trainables.modality import Data, Modality, Predictor
 from trainables.training.card import Card, ModelError
 from trainables.training.delta import LoadedModel, whole_model
 
