@@ -46,7 +46,8 @@ from trainables.image.data import DataConfig, ImageData, load
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.training.footprint import keep_within
 from trainables.training.inference import fast_passes
-from trainables.training.loop import Settings, Training
+from trainables.training.loop import Training
+from trainables.training.settings import Settings
 from trainables.training.solved import solve
 
 FOREIGN = {"ray", "optuna", "mlflow"}

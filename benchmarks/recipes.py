@@ -26,7 +26,8 @@ from trainables.image.augment import operations
 from trainables.image.data import DataConfig, load
 from trainables.image.hparams import POLICIES
 from trainables.image.hparams import ImageHParams as HParams
-from trainables.training.loop import Settings, Training, fit
+from trainables.training.loop import Training, fit
+from trainables.training.settings import Settings
 
 SEEDS = (0, 1, 2)
 STRATEGIES: dict[str, dict[str, Any]] = {

@@ -29,7 +29,8 @@ from trainables.errors import DataError
 from trainables.image import backbones
 from trainables.image.data import DataConfig, ImageData, load
 from trainables.image.hparams import ImageHParams as HParams
-from trainables.training.loop import Settings, Training
+from trainables.training.loop import Training
+from trainables.training.settings import Settings
 
 
 class Transformed(Dataset[Any]):

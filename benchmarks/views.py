@@ -26,7 +26,8 @@ from trainables.files.cache import Cache
 from trainables.image import backbones
 from trainables.image.data import DataConfig, load
 from trainables.image.hparams import ImageHParams as HParams
-from trainables.training.loop import Settings, Training, fit
+from trainables.training.loop import Training, fit
+from trainables.training.settings import Settings
 
 SEEDS = (0, 1, 2)
 VIEWS = (1, 2, 4, 8, None)

@@ -23,7 +23,8 @@ from trainables.modality import Backbone, Data
 from trainables.record import BEST, EPOCHS, MODEL_FOLDER, PROGRESS_FILE, TEST_METRICS, TOLD
 from trainables.training.delta import load_delta
 from trainables.training.footprint import keep_within
-from trainables.training.loop import Monitor, Settings, Training
+from trainables.training.loop import Training
+from trainables.training.settings import Monitor, Settings
 
 __all__ = ["ImageTransfer", "TrialConfig"]
 

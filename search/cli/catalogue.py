@@ -11,7 +11,7 @@ from rich.table import Table
 from search.cli.options import JsonOption
 from search.cli.printing import console, errors, print_json
 from search.errors import BadInput
-from search.spec.search_spec import SAMPLERS
+from search.spec.sections import SAMPLERS
 from trainables.errors import DataError, UnknownName
 from trainables.modalities import MODALITIES
 from trainables.modalities import modality as find_modality

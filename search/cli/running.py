@@ -182,7 +182,7 @@ def resume(
     from search.console import lasting_output
     from search.home import Home
     from search.run.launch import resume as run
-    from search.spec.search_spec import seconds_of
+    from search.spec.values import seconds_of
 
     place = Home.existing(name, home)
     seconds = None if time_left is None else seconds_of(time_left)

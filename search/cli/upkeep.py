@@ -82,7 +82,8 @@ def _answers(port: int) -> bool:
 def _newest(name: str | None, home: Path | None) -> str:
     """The tracking address of a search; of the newest where no name is given; else the default."""
     from search.home import Home
-    from search.spec.search_spec import Tracking, read_spec
+    from search.spec.search_spec import read_spec
+    from search.spec.sections import Tracking
 
     places = [Home.existing(name, home)] if name else Home.all(home)
     if not places:

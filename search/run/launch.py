@@ -6,7 +6,6 @@ What imports torch is imported where it is needed: Ray and its workers start mea
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import threading
 import time
@@ -23,11 +22,11 @@ from search.answers import answer
 from search.console import progress_bar
 from search.errors import AllFailedAlike, SpecError
 from search.home import Home, is_inside
-from search.masking import MaskingFilter
 from search.run.board import Board
 from search.run.capacity import Capacity
 from search.run.checkpoints import Checkpoints
 from search.run.conductor import Conductor
+from search.run.driver import Stopwatch, driver_log, stop_signals
 from search.run.failures import Alike
 from search.run.preflight import planned, refusals
 from search.run.premises import Premises, check_movable
@@ -258,14 +257,14 @@ def run_search(
 
     spec, home, study = search.spec, search.home, search.study
     with ExitStack() as stack:
-        stack.enter_context(_driver_log(home))
+        stack.enter_context(driver_log(home))
         trackers = [Tracker(spec, home, study, sender=sender)]
         stack.callback(trackers[0].abort)
         stack.enter_context(_ray())
         Capacity(spec)  # refuses what no node could ever give
         trackers[0].open()
         begin()
-        stopped = stack.enter_context(_stop_signals(console))  # after Ray, which sets its own
+        stopped = stack.enter_context(stop_signals(console))  # after Ray, which sets its own
         run = partial(_run_trials, console=console, stopped=stopped, trainable=trainable)
         if seconds is None and spec.search.time is not None:
             seconds = max(0.0, spec.search.time - study.seconds_spent)
@@ -300,7 +299,7 @@ def _run_trials(
     """Runs one study's trials until its budget is met, `seconds` are over, or somebody stops it."""
     study.wait_for_storage(lambda told: console.print(told, style="yellow", markup=False, soft_wrap=True))
     tracker.replay()
-    spec, spent = study.spec, _Stopwatch(study)
+    spec, spent = study.spec, Stopwatch(study)
     until = None if seconds is None else time.monotonic() + seconds
     board = Board(
         spec,
@@ -340,27 +339,6 @@ def _run_trials(
     return Outcome.TIME_OVER if is_late() and not stopped.is_set() else Outcome.STOPPED
 
 
-class _Stopwatch:
-    """Writes down, twice a minute, how long a study was worked on: by a clock that nobody sets."""
-
-    _SECONDS = 30.0
-
-    def __init__(self, study: SearchStudy) -> None:
-        self._study = study
-        self._written = time.monotonic()
-
-    def goes_on(self) -> bool:
-        """True, always; writes where it is time to."""
-        if time.monotonic() - self._written > self._SECONDS:
-            self.write()
-        return True
-
-    def write(self) -> None:
-        now = time.monotonic()
-        self._study.seconds_spent += now - self._written
-        self._written = now
-
-
 def _finish(search: Search, trackers: Sequence[Tracker], outcome: Outcome, console: Console) -> None:
     """Tells MLflow how the search ended; `trackers` begin with the search's own."""
     for inner in trackers[1:]:
@@ -388,42 +366,3 @@ def _finish(search: Search, trackers: Sequence[Tracker], outcome: Outcome, conso
             f"`transfer-search doctor {search.name} --repair`",
             style="yellow",
         )
-
-
-@contextmanager
-def _stop_signals(console: Console) -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set: the search then ends in order and can be resumed."""
-    stopped = threading.Event()
-
-    def stop(signum: int, frame: Any) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-        console.print("stopping; what runs can be resumed (once more to quit at once)", style="yellow")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
-@contextmanager
-def _driver_log(home: Home) -> Iterator[None]:
-    """Sends log records to the home's `driver.log` while the block runs."""
-    handler = logging.FileHandler(home.log, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {home.name} %(name)s: %(message)s"))
-    handler.addFilter(MaskingFilter())
-    root = logging.getLogger()
-    root.addHandler(handler)
-    for name in ("search", "trainables"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()

@@ -16,7 +16,7 @@ from search.spec.domains import Fixed
 from search.spec.search_spec import SearchSpec
 from trainables.training.footprint import GIB, peak_bytes
 from trainables.training.hparams import HParams
-from trainables.training.loop import Settings
+from trainables.training.settings import Settings
 
 __all__ = ["Need", "card_bytes", "needs", "share", "trials_of"]
 

@@ -13,7 +13,8 @@ import torch
 from search.errors import Problem, SpecError
 from search.home import Home, is_inside
 from search.spec.domains import Choice, Domain, Fixed, Range
-from search.spec.search_spec import SAMPLERS, SearchSpec
+from search.spec.search_spec import SearchSpec
+from search.spec.sections import SAMPLERS
 from search.study.earlier import start_of
 from search.study.intervals import Sample
 from search.study.pruners import pruner_problems
@@ -23,10 +24,10 @@ from trainables.files.cache import default_root
 from trainables.files.remote import Remote, RemoteError
 from trainables.modality import Backbone, Data
 from trainables.training.card import ModelError
-from trainables.training.hparams import Knob
 from trainables.training.keeping import LAST_EPOCHS
-from trainables.training.loop import Monitor, Settings
+from trainables.training.knobs import Knob
 from trainables.training.model import build_model, unfreeze
+from trainables.training.settings import Monitor, Settings
 
 __all__ = ["Plan", "cache_root", "plan", "samples", "trial_config", "values_of"]
 

@@ -12,7 +12,7 @@ from search.errors import Problem
 from search.spec.section import Section, problems_of
 from search.spec.wording import misread, unknown_key
 from trainables.errors import did_you_mean
-from trainables.training.hparams import Knob
+from trainables.training.knobs import Knob
 
 __all__ = ["Choice", "Domain", "Fixed", "Range", "plain", "points", "read_space"]
 

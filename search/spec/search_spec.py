@@ -7,289 +7,46 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     ValidationError,
-    ValidationInfo,
-    model_validator,
 )
 
-from search.errors import BadInput, Problem, SpecError
+from search.errors import Problem, SpecError
 from search.home import NAME
 from search.spec.document import located, override, parsed, text_of
 from search.spec.domains import Choice, Domain, Fixed, Range, plain, points, read_space
-from search.spec.section import SECRET, Section, problems_of
-from trainables.errors import UnknownName, did_you_mean
+from search.spec.section import Section, problems_of
+from search.spec.sections import (
+    CacheSection,
+    Data,
+    Resources,
+    Search,
+    Tracking,
+)
+from search.spec.values import (
+    ELSEWHERE,
+    SMALLER_IS_BETTER,
+    STORAGE_VARIABLE,
+    TRACKING_VARIABLE,
+    Address,
+    Location,
+    expanded,
+    shared,
+    with_driver,
+)
+from trainables.errors import UnknownName
 from trainables.modalities import modality
 from trainables.modality import Modality
-from trainables.plugins import PluginError, Registry, takes
-from trainables.training.hparams import HParams, Knob, knobs
-
-__all__ = ["SAMPLERS", "SearchSpec", "read_spec", "seconds_of", "with_driver"]
-
-
-_AMOUNT = r"\d+(?:\.\d+)?"
-
-
-def _seconds(value: Any) -> Any:
-    """`90`, `90s`, `30m`, `1h30m` or `2d` as seconds."""
-    if not isinstance(value, str):
-        return value
-    parts = re.fullmatch("".join(rf"(?:({_AMOUNT}){unit})?" for unit in "dhms"), re.sub(r"\s", "", value))
-    if not parts or not any(parts.groups()):
-        raise ValueError("must be a time such as 90s, 30m, 1.5h or 1h30m")
-    days, hours, minutes, seconds = (float(part or 0) for part in parts.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def seconds_of(text: str) -> float:
-    """A time such as 90s, 30m or 1h30m in seconds.
-
-    Raises:
-        BadInput: if it is none.
-    """
-    try:
-        return float(_seconds(text))
-    except ValueError as error:
-        raise BadInput(f"the time {text!r} {error}") from error
-
-
-def _expanded(value: str) -> str:
-    """`value` with ${VARIABLE} taken from the environment."""
-    missing = [name for name in re.findall(r"\$\{(\w+)\}", value) if name not in os.environ]
-    if missing:
-        raise ValueError(f"needs the environment variable {', '.join(missing)}, which is not set")
-    return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
-
-
-def with_driver(url: str) -> str:
-    """A database's address with the driver that the package's extras install, whatever the default is."""
-    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
-
-
-def _no_secret(value: str | None, info: ValidationInfo) -> str | None:
-    """Refuses a password in the text, which the home and MLflow would keep."""
-    if value is not None and SECRET.search(value):
-        raise ValueError(
-            "must not contain a password, since the spec is kept; put the address into an "
-            "environment variable and write ${ITS_NAME} here"
-        )
-    if value is not None and not (info.context or {}).get(_ELSEWHERE):
-        _expanded(value)
-    return value
-
-
-_KEY = re.compile(r"://[^/?]*:|[?&][^=&]*(secret|key|token|password)[^=&]*=", re.IGNORECASE)
-"""What an address of files has where it holds a key; no bucket has a port."""
-
-
-def _keyless(value: str) -> str:
-    """Refuses a key or a password in an address of files."""
-    if _KEY.search(value):
-        raise ValueError(
-            "must not contain a key or a password; each machine's environment has them (for S3 "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or its role does"
-        )
-    return value
-
-
-def _shared(value: str) -> str:
-    if not (value.startswith("/") or "://" in value):
-        raise ValueError("must be an address such as s3://bucket/prefix, or an absolute path")
-    return value
-
-
-_SMALLER_IS_BETTER = ("val_loss", "train_loss", "epoch_seconds")
-_ELSEWHERE = "elsewhere"
-_STORAGE_VARIABLE = "TRANSFER_SEARCH_STORAGE"
-_TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
-
-Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-Address = Annotated[str, AfterValidator(_no_secret)]
-Location = Annotated[str, AfterValidator(_keyless)]
-Direction = Literal["maximize", "minimize"]
-Metric = Literal["val_accuracy", "val_macro_f1", "val_loss", "train_loss", "epoch_seconds"]
-
-
-class Splits(Section):
-    """Shares of the data where its source brings no split of its own."""
-
-    validation: float = Field(0.2, gt=0, lt=1)
-    test: float = Field(0.2, ge=0, lt=1)
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _leaves_some(self) -> Splits:
-        if self.validation + self.test >= 1:
-            raise ValueError("validation and test together must leave a share for training")
-        return self
-
-
-class Limits(Section):
-    """Sizes of stratified subsets, for trying things out; absent: all."""
-
-    train: int | None = Field(None, ge=2)
-    validation: int | None = Field(None, ge=2)
-    test: int | None = Field(None, ge=2)
-
-
-class Data(Section):
-    """What is learned from.
-
-    `modality` says of what kind the examples are. `image_size`, `orientation_matters` and `unreadable` are of
-    images; `options` are what another modality needs, in its own words.
-
-    `source` may be an address of a folder or a manifest, such as s3://bucket/folder: each node then fetches
-    it once into its cache. An image with more than `max_pixels` is taken for a decompression bomb. Symbolic
-    links are followed where they stay `inside` the source's folder, or to `anywhere`.
-    """
-
-    modality: str = "image"
-    source: Location = Field(min_length=1)
-    root: str | None = None
-    image_size: int | None = Field(None, ge=8, le=1024)
-    splits: Splits = Splits()
-    limit: Limits = Limits()
-    orientation_matters: bool = False
-    unreadable: Literal["refuse", "skip"] = "refuse"
-    max_pixels: int = Field(100_000_000, gt=0)
-    links: Literal["inside", "anywhere"] = "inside"
-    options: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _of_one_modality(self) -> Data:
-        modality(self.modality)
-        strange = sorted(_OF_IMAGES & self.model_fields_set) if self.modality != "image" else []
-        if strange:
-            raise ValueError(
-                f"{', '.join(strange)} are for images, but modality is {self.modality}; give what it needs "
-                "as options"
-            )
-        return self
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The same, as the modality's `load` takes it."""
-        of_images = {name: getattr(self, name) for name in sorted(_OF_IMAGES - {"image_size"})}
-        return {
-            "source": self.source,
-            "root": self.root,
-            "validation": self.splits.validation,
-            "test": self.splits.test,
-            "seed": self.splits.seed,
-            "train_limit": self.limit.train,
-            "validation_limit": self.limit.validation,
-            "test_limit": self.limit.test,
-            **(of_images if self.modality == "image" else {}),
-            **(self.options or {}),
-        }
-
-
-_OF_IMAGES = {"image_size", "orientation_matters", "unreadable", "max_pixels", "links"}
-
-
-class Finalists(Section):
-    """The search's best trials, run again on fresh seeds before one is called the winner."""
-
-    top: int = Field(3, ge=1)
-    seeds: int = Field(3, ge=2)  # one value has no spread
-
-
-def _check_sampler(name: str, build: Any) -> None:
-    takes("it", build, seed="seed")
-
-
-SAMPLERS = Registry(
-    "samplers", "sampler", ("tpe", "random", "gp", "cmaes", "qmc", "nsga2", "grid"), _check_sampler
-)
-"""The names of all samplers; those that packages add are functions of `seed` that give one of Optuna's."""
-
-
-def _known_sampler(name: str) -> str:
-    if name not in SAMPLERS.names:
-        known = ", ".join(map(repr, SAMPLERS.names))
-        raise ValueError(f"must be one of {known}{did_you_mean(name, SAMPLERS.names)}")
-    return name
-
-
-class Search(Section):
-    """How the space is searched.
-
-    `start_from` is the name, or the path of the home, of an earlier search, whose best configurations are
-    tried first.
-    """
-
-    objective: dict[Metric, Direction] = Field({"val_accuracy": "maximize"}, min_length=1)
-    trials: int = Field(32, ge=1)
-    time: Duration | None = None
-    trial_time: Duration | None = None
-    max_epochs: int = Field(8, ge=1, le=10_000)
-    sampler: Annotated[str, AfterValidator(_known_sampler)] = "tpe"
-    pruner: Literal["asha", "hyperband", "median", "wilcoxon", "none"] = "asha"
-    finalists: Finalists | None = None
-    seed: int = Field(0, ge=0)
-    retries: int = Field(1, ge=0, le=10)
-    start_from: str | None = Field(None, min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _yaml_none(cls, value: Any) -> Any:
-        # A person who writes `pruner: null` or `~` means none.
-        if isinstance(value, dict) and "pruner" in value and value["pruner"] is None:
-            return {**value, "pruner": "none"}
-        return value
-
-    @model_validator(mode="after")
-    def _prunable(self) -> Search:
-        if len(self.objective) > 1 and self.pruner != "none":
-            raise ValueError("pruner must be none with more than one objective: Optuna prunes by one")
-        return self
-
-    @model_validator(mode="after")
-    def _one_winner(self) -> Search:
-        if len(self.objective) > 1 and self.finalists is not None:
-            raise ValueError(
-                "finalists need one objective, since a Pareto front has no winner; leave finalists out"
-            )
-        return self
-
-
-class Resources(Section):
-    """What one trial takes, and how many run at once (absent: as many as fit).
-
-    `precision` is that of training a backbone: auto takes bf16 or fp16 on a GPU, fp32 on a CPU.
-    """
-
-    cpu: float = Field(1, gt=0)
-    gpu: float = Field(0, ge=0)
-    concurrency: int | None = Field(None, ge=1)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-
-
-class Tracking(Section):
-    """Where MLflow keeps runs and models."""
-
-    uri: Address = "sqlite:///mlflow.db"
-    experiment: str = Field("transfer-search", min_length=1, max_length=250)
-
-
-class CacheSection(Section):
-    """The node's cache; `cache: off` computes everything anew."""
-
-    enabled: bool = True
-    dir: str | None = None
-    max_gb: float = Field(20, gt=0)
-    views: int | None = Field(8, ge=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _switch(cls, value: Any) -> Any:
-        return {"enabled": value} if isinstance(value, bool) else value
+from trainables.plugins import PluginError
+from trainables.training.hparams import HParams
+from trainables.training.knobs import Knob, knobs
+
+__all__ = ["SearchSpec", "read_spec"]
 
 
 class SearchSpec(Section):
@@ -307,17 +64,17 @@ class SearchSpec(Section):
     tracking: Tracking = Tracking()
     cache: CacheSection = CacheSection()
     storage: Address | None = None
-    checkpoints: Annotated[Location, AfterValidator(_shared)] | None = None
+    checkpoints: Annotated[Location, AfterValidator(shared)] | None = None
 
     @property
     def storage_url(self) -> str | None:
         """Address of Optuna's storage, its variables filled in; None: the home's SQLite."""
-        return None if self.storage is None else with_driver(_expanded(self.storage))
+        return None if self.storage is None else with_driver(expanded(self.storage))
 
     @property
     def tracking_uri(self) -> str:
         """MLflow's address, its variables filled in."""
-        return _expanded(self.tracking.uri)
+        return expanded(self.tracking.uri)
 
     @property
     def multi_objective(self) -> bool:
@@ -345,7 +102,7 @@ class SearchSpec(Section):
         return [
             f"WARNING: search.objective asks to {direction} {metric}; did you mean {opposite}?"
             for metric, direction in self.search.objective.items()
-            if direction != (opposite := "minimize" if metric in _SMALLER_IS_BETTER else "maximize")
+            if direction != (opposite := "minimize" if metric in SMALLER_IS_BETTER else "maximize")
         ]
 
     def domain(self, name: str) -> Domain:
@@ -392,7 +149,7 @@ def read_spec(
     problems += space_problems
     checked = {**raw, "space": space}
     try:
-        spec = SearchSpec.model_validate(checked, context={_ELSEWHERE: elsewhere})
+        spec = SearchSpec.model_validate(checked, context={ELSEWHERE: elsewhere})
     except ValidationError as error:
         problems += problems_of(error, SearchSpec)
         spec = None
@@ -493,14 +250,14 @@ def _absolute(spec: SearchSpec) -> SearchSpec:
     if spec.search.start_from is not None and os.sep in spec.search.start_from:
         path = Path(spec.search.start_from).expanduser().resolve()
         update["search"] = spec.search.model_copy(update={"start_from": str(path)})
-    if "uri" not in spec.tracking.model_fields_set and _TRACKING_VARIABLE in os.environ:
-        update["tracking"] = spec.tracking.model_copy(update={"uri": f"${{{_TRACKING_VARIABLE}}}"})
+    if "uri" not in spec.tracking.model_fields_set and TRACKING_VARIABLE in os.environ:
+        update["tracking"] = spec.tracking.model_copy(update={"uri": f"${{{TRACKING_VARIABLE}}}"})
     else:
         update["tracking"] = spec.tracking.model_copy(update={"uri": _absolute_sqlite(spec.tracking.uri)})
     if "storage" not in spec.model_fields_set:
         # Written down even where there is none, so that `resume` looks where `launch` wrote.
-        known = _STORAGE_VARIABLE in os.environ
-        update["storage"] = f"${{{_STORAGE_VARIABLE}}}" if known else None
+        known = STORAGE_VARIABLE in os.environ
+        update["storage"] = f"${{{STORAGE_VARIABLE}}}" if known else None
     elif spec.storage is not None:
         update["storage"] = _absolute_sqlite(spec.storage)
     if spec.cache.dir is not None:

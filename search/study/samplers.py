@@ -22,7 +22,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import BadInput
-from search.spec.search_spec import SAMPLERS, SearchSpec
+from search.spec.search_spec import SearchSpec
+from search.spec.sections import SAMPLERS
 from trainables.seeds import derived_seed
 
 __all__ = ["LearningSampler", "build_sampler", "population", "sampler_notes"]

@@ -12,7 +12,8 @@ import optuna
 from search.spec.domains import Choice, Fixed, Range
 from search.spec.search_spec import SearchSpec
 from search.study.recipes import recipes
-from trainables.training.hparams import HParams, Knob, Rows, is_active
+from trainables.training.hparams import HParams
+from trainables.training.knobs import Knob, Rows, is_active
 
 __all__ = ["configured", "default_params", "first_params", "fitted_params", "grid_params", "suggest"]
 

@@ -24,7 +24,8 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 
 from search.errors import BadInput, TransferSearchError
 from search.home import Home
-from search.spec.search_spec import SearchSpec, with_driver
+from search.spec.search_spec import SearchSpec
+from search.spec.values import with_driver
 
 __all__ = ["DriverStorage", "database", "existing", "opened", "write_ahead"]
 

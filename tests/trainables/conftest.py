@@ -14,7 +14,8 @@ from trainables.image import backbones
 from trainables.image.backbones import Backbone
 from trainables.image.data import DataConfig, ImageData, load
 from trainables.image.hparams import ImageHParams as HParams
-from trainables.training.loop import Settings, Training
+from trainables.training.loop import Training
+from trainables.training.settings import Settings
 
 SIDE = 32
 

@@ -18,7 +18,8 @@ from trainables.image.hparams import ImageHParams as HParams
 from trainables.record import MODEL_FOLDER
 from trainables.serving import Classifier, _load_pyfunc
 from trainables.training.card import ModelError
-from trainables.training.loop import Settings, Training
+from trainables.training.loop import Training
+from trainables.training.settings import Settings
 
 
 class Trained:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from trainables.plugins import Registry, takes
-from trainables.training.hparams import WHILE_TRUNK_TRAINS, HParams, Knob, Rows, knob
+from trainables.training.hparams import WHILE_TRUNK_TRAINS, HParams
+from trainables.training.knobs import Knob, Rows, knob
 
 __all__ = ["ADDED_POLICIES", "BINS", "OPERATIONS", "POLICIES", "ImageHParams"]
 

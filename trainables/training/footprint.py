@@ -15,7 +15,8 @@ import torch
 
 from trainables.modalities import modality
 from trainables.training.hparams import HParams
-from trainables.training.loop import Settings, Training
+from trainables.training.loop import Training
+from trainables.training.settings import Settings
 
 __all__ = ["GIB", "keep_within", "peak_bytes"]
 

@@ -14,7 +14,6 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,20 @@ from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FI
 from trainables.seeds import derived_seed, generator, sample_seeds
 from trainables.training import optim
 from trainables.training.ahead import ahead, placed
+from trainables.training.averaging import build_ema
 from trainables.training.card import make_card
 from trainables.training.delta import save_delta
 from trainables.training.features import FrozenFeatures
 from trainables.training.hparams import HParams
-from trainables.training.keeping import BEST_EPOCH, LAST_EPOCHS, counted, expected
+from trainables.training.keeping import BEST_EPOCH, counted, expected
 from trainables.training.metrics import Scores
 from trainables.training.model import TransferModel, build_model, unfreeze
 from trainables.training.phases import Phase, phases
+from trainables.training.regularisers import Regulariser, regulariser
+from trainables.training.settings import Settings, dtype_of
 from trainables.training.solved import SolvedHead, solve, standardisation
 
-__all__ = ["Monitor", "Settings", "Training", "fit"]
+__all__ = ["Training", "fit"]
 
 _EVALUATION_BATCH = {"cpu": 32, "cuda": 128}
 _PART = 32
@@ -53,42 +55,6 @@ _PREVIEW_ROWS = 3
 
 Part = tuple[Tensor, Tensor, float, Tensor | None]
 """Logits and targets of a part of a batch, its share of the batch, and a penalty."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Monitor:
-    """The metric that a trial is worth, its direction, and the rule (`keeping`) of which epoch is kept."""
-
-    metric: str = "val_accuracy"
-    maximize: bool = True
-    rule: str = LAST_EPOCHS
-
-    def better(self, value: float, than: float | None) -> bool:
-        """Whether `value` beats `than`; the earlier epoch keeps a tie, and a NaN never wins."""
-        if math.isnan(value):
-            return False
-        return than is None or (value > than if self.maximize else value < than)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a search fixes for all its trials, beside their hyperparameters.
-
-    Attributes:
-        monitor: picks the epoch whose model is kept.
-        views: views of a policy that a cached head trains on, in turn; None: a fresh one each epoch.
-        device: where it trains.
-        threads: CPU threads of a trial; part of the result, since sums are split among threads.
-        precision: of the passes that train a trunk: fp32, bf16, fp16 (CUDA alone, with a scaled loss),
-            or auto: on a CUDA device bf16 where it has that, else fp16; on a CPU fp32. Evaluation is
-            always in fp32, so that a model that is loaded again reproduces its metrics.
-    """
-
-    monitor: Monitor = Monitor()
-    views: int | None = 8
-    device: str = "cpu"
-    threads: int = 1
-    precision: str = "auto"
 
 
 class Training:
@@ -122,7 +88,7 @@ class Training:
         self._usage_before = {} if cache is None else dict(vars(cache.usage))
         self.progress = progress
         self.device = torch.device(settings.device)
-        self._dtype = _training_dtype(settings.precision, self.device)
+        self._dtype = dtype_of(settings.precision, self.device)
         # Does nothing but for fp16, whose small gradients would be zeros.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
         self.epoch = 0
@@ -144,7 +110,7 @@ class Training:
         self._phase: Phase | None = None
         self._applied: dict[int, dict[str, Any]] = {}
         self._solved: SolvedHead | None = None
-        self._penalty: optim.Regulariser | None = None
+        self._penalty: Regulariser | None = None
         self._enter(self.phases[0])
 
     @property
@@ -256,13 +222,13 @@ class Training:
             mode="max" if self.settings.monitor.maximize else "min",
         )
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
-        self._ema = optim.build_ema(self.model, self.hparams)
+        self._ema = build_ema(self.model, self.hparams)
         self._penalty = None
         self._features: dict[str, FrozenFeatures] = {}
         if phase.kind == "head":
             self._features = {split: self._frozen(split, self.model) for split in ("train", "validation")}
         else:
-            self._penalty = optim.regulariser(self.model, self.backbone, self.hparams)
+            self._penalty = regulariser(self.model, self.backbone, self.hparams)
         self._part = self._part_size()
         self._applied[phase.first] = self._described(phase)
 
@@ -290,7 +256,7 @@ class Training:
                 output.bias.copy_(self._solved.bias)
             else:
                 standard.set(*standardisation(clean.view(0)))
-        self._ema = optim.build_ema(self.model, self.hparams)
+        self._ema = build_ema(self.model, self.hparams)
         assert self._phase is not None
         self._applied[self._phase.first] = self._described(self._phase)
 
@@ -553,24 +519,6 @@ def fit(
         if report(training.epoch, metrics):
             break
     return training.best
-
-
-def _training_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What the passes of a trunk that trains are computed in.
-
-    Raises:
-        ValueError: for another precision than `Settings` names, or fp16 without a CUDA device.
-    """
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if precision not in known or (precision == "fp16" and device.type != "cuda"):
-        raise ValueError(
-            f"precision is {precision!r} on {device.type}, but must be auto, fp32, bf16, or on cuda fp16"
-        )
-    return known[precision]
 
 
 def _class_weights(data: Data) -> Tensor:

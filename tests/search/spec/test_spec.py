@@ -12,7 +12,7 @@ from search.spec.domains import Choice, Fixed, Range
 from search.spec.search_spec import read_spec
 from tests.search.specs import SMALL, small
 from trainables.image.hparams import ImageHParams
-from trainables.training.hparams import knobs
+from trainables.training.knobs import knobs
 
 ROOT = Path(__file__).parents[3]
 

@@ -11,7 +11,7 @@ from search.spec.search_spec import SearchSpec, read_spec
 from search.study import space
 from tests.search.specs import SMALL, small
 from trainables.image.hparams import ImageHParams as HParams
-from trainables.training.hparams import is_active, knobs
+from trainables.training.knobs import is_active, knobs
 
 
 def draw(spec: SearchSpec, trials: int) -> list[tuple[optuna.trial.FrozenTrial, HParams]]:

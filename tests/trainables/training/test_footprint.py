@@ -10,7 +10,7 @@ import torch
 from trainables.image.data import DataConfig
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.training.footprint import GIB, keep_within, peak_bytes
-from trainables.training.loop import Settings
+from trainables.training.settings import Settings
 
 DIGITS = DataConfig(source="digits").to_dict()
 

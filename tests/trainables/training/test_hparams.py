@@ -10,7 +10,7 @@ import torch
 
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.seeds import derived_seed, generator, sample_seeds
-from trainables.training.hparams import Knob, is_active, knobs
+from trainables.training.knobs import Knob, is_active, knobs
 
 ROWS = ((("Rotate", 0.5, 12), ("Color", 0.8, 20)), (("Equalize", 1.0, 0),))
 NUMBERS = [known for known in knobs(HParams).values() if known.low is not None]
@@ -148,7 +148,7 @@ def test_conditions_hold_through_others(monkeypatch: pytest.MonkeyPatch) -> None
     # Even where a condition names only the nearest knob.
     nearest = Knob(name="mixing_alpha", default=0.2, doc="", when={"mixing": ("mixup",)})
     table = {**knobs(HParams), "mixing_alpha": nearest}
-    monkeypatch.setattr("trainables.training.hparams.knobs", lambda kind: table)
+    monkeypatch.setattr("trainables.training.knobs.knobs", lambda kind: table)
     assert not is_active("mixing_alpha", values, HParams)
     assert is_active("mixing_alpha", {**values, "strategy": "full"}, HParams)
 

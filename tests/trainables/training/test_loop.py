@@ -25,9 +25,10 @@ from trainables.image.hparams import ImageHParams as HParams
 from trainables.record import APPLIED_FILE, METRICS, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
 from trainables.training.delta import load_delta
 from trainables.training.keeping import BEST_EPOCH, EXPECTED, value_of
-from trainables.training.loop import Monitor, Settings, Training, _training_dtype, fit
+from trainables.training.loop import Training, fit
 from trainables.training.metrics import Scores, scores
 from trainables.training.phases import Phase, phases
+from trainables.training.settings import Monitor, Settings, dtype_of
 
 Begin = Callable[..., Training]
 CHUNKS = 2  # of either split, where they are small
@@ -256,7 +257,8 @@ from pathlib import Path
 from trainables.image import backbones
 from trainables.image.data import DataConfig, load
 from trainables.image.hparams import ImageHParams as HParams
-from trainables.training.loop import Settings, Training, fit
+from trainables.training.loop import Training, fit
+from trainables.training.settings import Settings
 data = DataConfig(source="digits", train_limit=24, validation_limit=20, test_limit=20)
 training = Training(
     HParams.from_dict(json.loads(sys.argv[2])),
@@ -744,10 +746,10 @@ def test_passes_in_bf16_train_parameters_in_fp32(begin: Begin, tmp_path: Path) -
 
 
 def test_precision_follows_the_device() -> None:
-    assert _training_dtype("auto", torch.device("cpu")) == torch.float32
+    assert dtype_of("auto", torch.device("cpu")) == torch.float32
     for name in ("fp16", "fp8"):
         with pytest.raises(ValueError, match="precision is"):
-            _training_dtype(name, torch.device("cpu"))
+            dtype_of(name, torch.device("cpu"))
 
 
 @pytest.mark.gpu

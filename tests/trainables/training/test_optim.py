@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from trainables.image import backbones
 from trainables.image.backbones import Backbone, Preprocessing
 from trainables.image.hparams import ImageHParams as HParams
-from trainables.training import optim
+from trainables.training import averaging, optim, regularisers
 from trainables.training.card import make_card
 from trainables.training.delta import load_delta, save_delta
 from trainables.training.model import TransferModel, build_model, unfreeze
@@ -325,19 +325,19 @@ def test_nothing_is_penalised_where_the_trunk_is_frozen(name: str) -> None:
     backbone = tiny()
     hparams = replace(penalised(name), strategy="lp_ft", freeze=0.0)
     network = network_of(backbone, hparams, "head")
-    assert optim.regulariser(network, backbone, hparams) is None
+    assert regularisers.regulariser(network, backbone, hparams) is None
     unfreeze(network, backbone.groups, hparams, "trunk")
-    assert optim.regulariser(network, backbone, hparams) is not None
+    assert regularisers.regulariser(network, backbone, hparams) is not None
     probe = replace(hparams, strategy="probe")
-    assert optim.regulariser(network, backbone, probe) is None
-    assert optim.regulariser(network, backbone, FULL) is None
+    assert regularisers.regulariser(network, backbone, probe) is None
+    assert regularisers.regulariser(network, backbone, FULL) is None
 
 
 def test_l2_sp_by_hand() -> None:
     backbone = tiny()
     hparams = replace(penalised("l2_sp"), strategy="partial", freeze=0.5)
     network = network_of(backbone, hparams)
-    penalty = optim.regulariser(network, backbone, hparams)
+    penalty = regularisers.regulariser(network, backbone, hparams)
     assert penalty is not None
     features = network.features(inputs())
     assert penalty(inputs(), features).item() == 0.0
@@ -359,7 +359,7 @@ def test_delta_by_hand() -> None:
     backbone = tiny()
     hparams = replace(penalised("delta"), batch_norm="eval")
     network = network_of(backbone, hparams)
-    penalty = optim.regulariser(network, backbone, hparams)
+    penalty = regularisers.regulariser(network, backbone, hparams)
     assert penalty is not None
     assert penalty(inputs(), network.features(inputs())).item() == 0.0
     with torch.no_grad():
@@ -375,7 +375,7 @@ def test_delta_by_hand() -> None:
 def test_delta_compares_the_pass_of_the_step() -> None:
     backbone = tiny()
     network = network_of(backbone, penalised("delta"))
-    penalty = optim.regulariser(network, backbone, penalised("delta"))
+    penalty = regularisers.regulariser(network, backbone, penalised("delta"))
     assert penalty is not None
     network.eval()
     with torch.no_grad():
@@ -400,7 +400,7 @@ def test_delta_finds_the_maps_of_any_trunk(name: str, size: int | None, freeze: 
     size = backbone.preprocessing.image_size
     hparams = replace(penalised("delta", 1.0), strategy="partial", freeze=freeze, batch_norm="eval")
     network = network_of(backbone, hparams)
-    penalty = optim.regulariser(network, backbone, hparams)
+    penalty = regularisers.regulariser(network, backbone, hparams)
     assert penalty is not None
     # Stochastic depth differs between passes.
     network.eval()
@@ -414,15 +414,15 @@ def test_delta_finds_the_maps_of_any_trunk(name: str, size: int | None, freeze: 
 
 
 def test_positions_are_counted_in_any_layout() -> None:
-    assert optim._positions(torch.empty(2, 5, 3, 3)) == 9
-    assert optim._positions(torch.empty(2, 3, 3, 5)) == 9
-    assert optim._positions(torch.empty(2, 7, 5)) == 7
-    assert optim._positions(torch.empty(2, 5)) == 1
+    assert regularisers._positions(torch.empty(2, 5, 3, 3)) == 9
+    assert regularisers._positions(torch.empty(2, 3, 3, 5)) == 9
+    assert regularisers._positions(torch.empty(2, 7, 5)) == 7
+    assert regularisers._positions(torch.empty(2, 5)) == 1
 
 
 def test_bss_is_the_smallest_singular_value_squared() -> None:
     backbone = tiny()
-    penalty = optim.regulariser(network_of(backbone, penalised("bss")), backbone, penalised("bss"))
+    penalty = regularisers.regulariser(network_of(backbone, penalised("bss")), backbone, penalised("bss"))
     assert penalty is not None
     features = torch.diag(torch.tensor([3.0, 2.0, 0.5])).requires_grad_()
     value = penalty(inputs(), features)
@@ -441,8 +441,8 @@ def test_bss_is_the_smallest_singular_value_squared() -> None:
 def test_an_average_by_hand() -> None:
     backbone = tiny()
     network = network_of(backbone, FULL)
-    assert optim.build_ema(network, FULL) is None
-    ema = optim.build_ema(network, replace(FULL, ema=0.5))
+    assert averaging.build_ema(network, FULL) is None
+    ema = averaging.build_ema(network, replace(FULL, ema=0.5))
     assert ema is not None
     weight = network.trunk.get_parameter("first.0.weight")
     running = network.trunk.get_buffer("first.1.running_mean")
@@ -474,7 +474,7 @@ def test_the_average_is_what_is_saved(tmp_path: Path) -> None:
     backbone = backbones.build(hparams.backbone, weights="none", image_size=32)
     hparams = replace(hparams, image_size=32)
     network = network_of(backbone, hparams)
-    ema = optim.build_ema(network, hparams)
+    ema = averaging.build_ema(network, hparams)
     assert ema is not None
     groups = optim.parameter_groups(network, backbone.groups, hparams)
     optimizer = optim.build_optimizer(groups, hparams)
@@ -494,7 +494,7 @@ def test_the_average_is_what_is_saved(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_the_live_weights() -> None:
     network = network_of(tiny(), FULL)
-    ema = optim.EMA(network, 0.9)
+    ema = averaging.EMA(network, 0.9)
     with torch.no_grad():
         network.head.get_parameter("output.weight").add_(1.0)
     live = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -510,13 +510,13 @@ def test_an_average_goes_on_exactly() -> None:
         network = network_of(backbone, FULL)
         groups = optim.parameter_groups(network, backbone.groups, FULL)
         optimizer = optim.build_optimizer(groups, FULL)
-        ema = optim.EMA(network, 0.8)
+        ema = averaging.EMA(network, 0.8)
         for number in range(8):
             if number == cut:
                 file = io.BytesIO()
                 torch.save(ema.state_dict(), file)
                 file.seek(0)
-                ema = optim.EMA(network, 0.8)
+                ema = averaging.EMA(network, 0.8)
                 ema.load_state_dict(torch.load(file, weights_only=True))
             step(network, optimizer)
             ema.update()
@@ -531,7 +531,7 @@ def test_only_what_moves_is_averaged() -> None:
     backbone = tiny()
     hparams = HParams(strategy="lp_ft", freeze=0.5)
     network = network_of(backbone, hparams, "head")
-    ema = optim.EMA(network, 0.9)
+    ema = averaging.EMA(network, 0.9)
     assert set(ema.state_dict()["average"]) == {"head.output.weight", "head.output.bias"}
     unfreeze(network, backbone.groups, hparams, "trunk")
     ema.update()

@@ -17,7 +17,8 @@ from trainables.errors import BackboneError, DataError
 from trainables.modality import Backbone, BackboneInfo
 from trainables.seeds import generator
 from trainables.training.classification import Classification
-from trainables.training.hparams import HParams, knob
+from trainables.training.hparams import HParams
+from trainables.training.knobs import knob
 from trainables.training.splits import SPLITS, assign, limited
 
 
