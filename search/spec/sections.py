@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from search.spec.section import Section
 from search.spec.values import Address, Direction, Duration, Location, Metric
+from trainables.errors import did_you_mean
 from trainables.modalities import modality
 from trainables.plugins import Registry, takes
 

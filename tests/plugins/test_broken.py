@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.search.commands import transfer_search
-from trainables import modality, plugins
+from trainables import modalities, plugins
 
 SPEC = """\
 name: small
@@ -25,7 +25,7 @@ Install = Callable[..., None]
 def clear() -> None:
     plugins._installed.cache_clear()
     plugins._loaded.cache_clear()
-    modality.modality.cache_clear()
+    modalities.modality.cache_clear()
 
 
 @pytest.fixture
