@@ -129,12 +129,32 @@ def train(config: dict[str, Any], data: dict[str, np.ndarray[Any, Any]]) -> None
             )
 
 
+def accuracy_on_test(
+    client: mlflow.MlflowClient, experiment: str, data: dict[str, np.ndarray[Any, Any]]
+) -> float:
+    """Accuracy of the model of the best run, on images that no trial had."""
+    (best,) = client.search_runs([experiment], order_by=["metrics.best_val_accuracy DESC"], max_results=1)
+    model = mlflow.pytorch.load_model(f"runs:/{best.info.run_id}/model").eval()
+    _, plain = transforms("none", int(best.data.params["size"]))
+    right = 0
+    with torch.no_grad():
+        for images, labels in DataLoader(Images(data["test_x"], data["test_y"], plain), 128):
+            logits = model(images.contiguous(memory_format=torch.channels_last))
+            right += int((logits.argmax(1) == labels).sum())
+    return right / len(data["test_y"])
+
+
 def main() -> None:
     """Runs the search and prints the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name, default in (("trials", 64), ("seed", 0), ("size", 96), ("workers", 2), ("epochs", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--data", type=Path, required=True, help="npz of train_x, train_y, val_x, val_y")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="npz of train_x, train_y, val_x, val_y, and test_x, test_y for what the best model is worth",
+    )
     asked = parser.parse_args()
     began = time.perf_counter()
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -186,6 +206,8 @@ def main() -> None:
         assert experiment is not None
         models = found.search_logged_models([experiment.experiment_id], max_results=1000)
         ready = sum(model.status == "READY" for model in models)
+        seconds = time.perf_counter() - began
+        tested = accuracy_on_test(found, experiment.experiment_id, data) if "test_x" in data else None
         ray.shutdown()
     line = {
         "benchmark": "peer_plain_tune",
@@ -194,8 +216,10 @@ def main() -> None:
         "errors": results.num_errors,
         "epochs_run": int(epochs),
         "models": ready,
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(seconds, 1),
     }
+    if tested is not None:
+        line["test_accuracy"] = round(tested, 4)
     print(json.dumps(line))
 
 
