@@ -13,7 +13,7 @@ from typing import Any
 from search.spec.domains import Choice, Fixed
 from search.spec.search_spec import SearchSpec
 
-__all__ = ["recipes"]
+__all__ = ["RECIPES", "offered", "recipe_of", "recipes"]
 
 _HEAD: Mapping[str, Any] = {"solver": ("ridge", "logistic"), "features": "stages", "policy": "none"}
 _TRUNK: Mapping[str, Any] = {
@@ -54,26 +54,27 @@ def recipes(spec: SearchSpec) -> Iterator[dict[str, Any]]:
     """
     if not any(isinstance(spec.domain(name), Choice) for name in ("strategy", "solver", "features")):
         return
+    for strategy in RECIPES:
+        if offered(spec, "strategy", strategy):
+            yield recipe_of(spec, strategy)
+
+
+def recipe_of(spec: SearchSpec, strategy: str) -> dict[str, Any]:
+    """The best recipe of a strategy that the space has, as far as it has it; and all that the space fixes."""
     fixed = {name: domain.value for name, domain in spec.space.items() if isinstance(domain, Fixed)}
-    for strategy, known in RECIPES.items():
-        if _offered(spec, "strategy", strategy) is None:
-            continue
-        told = next((each for each in known if _admits(spec, each)), known[-1])
-        offered = {name: _offered(spec, name, value) for name, value in told.items()}
-        values = {
-            **fixed,
-            **{name: each.value for name, each in offered.items() if each},
-            "strategy": strategy,
-        }
-        yield {name: value for name, value in values.items() if spec.knobs[name].rows is None}
+    known = RECIPES[strategy]
+    told = next((each for each in known if _admits(spec, each)), known[-1])
+    found = {name: offered(spec, name, value) for name, value in told.items()}
+    values = {**fixed, **{name: each.value for name, each in found.items() if each}, "strategy": strategy}
+    return {name: value for name, value in values.items() if spec.knobs[name].rows is None}
 
 
 def _admits(spec: SearchSpec, recipe: Mapping[str, Any]) -> bool:
     """Whether the space has a recipe's solver, by which its rates were chosen."""
-    return "solver" not in recipe or _offered(spec, "solver", recipe["solver"]) is not None
+    return "solver" not in recipe or offered(spec, "solver", recipe["solver"]) is not None
 
 
-def _offered(spec: SearchSpec, name: str, wanted: Any) -> Fixed | None:
+def offered(spec: SearchSpec, name: str, wanted: Any) -> Fixed | None:
     """The first of the wanted values that the space has; a range has the nearest to any."""
     for value in wanted if isinstance(wanted, tuple) else (wanted,):
         match spec.domain(name):

@@ -20,6 +20,7 @@ from search.errors import TransferSearchError
 from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.study import space
+from search.study.agenda import PHASE, SCREEN, Agenda, Step
 from search.study.facts import ID, RULE, StudyFacts
 from search.study.pruners import build_pruner
 from search.study.samplers import build_sampler
@@ -43,6 +44,7 @@ _STARTED = "started"
 _RUN = "mlflow_run_id"
 _MOVES = "moves"
 _EPOCHS = "epochs"
+_AGENDA = "agenda"
 
 
 class SearchStudy(StudyFacts):
@@ -56,6 +58,7 @@ class SearchStudy(StudyFacts):
         self.spec = spec
         self._trials: dict[int, optuna.Trial] = {}
         self._ahead: Assignment | None = None
+        self._agenda = Agenda(spec, self.budget) if study.user_attrs.get(_AGENDA) else None
 
     @classmethod
     def study_name(cls, spec: SearchSpec) -> str:
@@ -85,8 +88,9 @@ class SearchStudy(StudyFacts):
             study.set_user_attr("home", str(home.root))
             study.set_user_attr("budget", 0 if part_of else spec.search.trials)
             study.set_user_attr(RULE, part_of.rule if part_of else LAST_EPOCHS)
-            for params in [] if part_of else [*space.first_params(spec), *start]:
-                study.enqueue_trial(dict(params), skip_if_exists=True)
+            for step in [] if part_of else _first_steps(spec, start):
+                study.enqueue_trial(dict(step.params), _attributes(step), skip_if_exists=True)
+            study.set_user_attr(_AGENDA, part_of is None and Agenda.has(spec))
             # The last of it: without an id it was never finished.
             study.set_user_attr(ID, part_of.search_id if part_of else uuid.uuid4().hex)
         return cls._ready(study, spec)
@@ -241,7 +245,8 @@ class SearchStudy(StudyFacts):
 
     def tags(self, number: int) -> dict[str, str]:
         """What MLflow is told of a trial beside its number."""
-        return {}
+        phase = self._frozen(number).user_attrs.get(PHASE)
+        return {PHASE: phase} if phase else {}
 
     def records(self) -> list[TrialRecord]:
         """Every trial that was begun, by number."""
@@ -348,6 +353,11 @@ class SearchStudy(StudyFacts):
             self._ahead = self._drawn()
 
     def _drawn(self) -> Assignment:
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if self._agenda is not None and not waiting:
+            step = self._agenda.next(self.trials(), self.ranked())
+            if step is not None:
+                self._study.enqueue_trial(dict(step.params), _attributes(step))
         trial = self._study.ask()
         self._trials[trial.number] = trial
         return Assignment(trial.number, self._suggest(trial), 0)
@@ -421,6 +431,18 @@ class SearchStudy(StudyFacts):
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]
+
+
+def _first_steps(spec: SearchSpec, start: Sequence[Mapping[str, Any]]) -> list[Step]:
+    """What is run before all else; of an agenda its first step, since the others follow from results."""
+    first = [Step(phase="", params=params) for params in space.first_params(spec)]
+    if Agenda.has(spec):
+        first = [Step(phase=SCREEN, params=first[0].params)]
+    return [*first, *(Step(phase="", params=params) for params in start)]
+
+
+def _attributes(step: Step) -> dict[str, Any]:
+    return {PHASE: step.phase} if step.phase else {}
 
 
 def _worth(complete: Sequence[FrozenTrial]) -> dict[int, float]:

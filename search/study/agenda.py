@@ -1,0 +1,164 @@
+"""What a search does before its sampler draws: it screens solved heads, then fine-tunes the best of them.
+
+A solved head costs a pass over the images and says which backbone, size, features and policy suit them; what
+it says holds for fine-tuning too, which costs fifty times as much. So the first third of a search's trials,
+and of its time, goes at most to heads: first each backbone at each size on each kind of features, then each
+policy on the best of these. The best few are fine-tuned by recipe, each from its own head, and one is
+trained by each other recipe. The sampler has the rest.
+
+All of it follows from the trials that were begun, so that a resumed search goes on with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from search.spec.domains import Choice, Fixed
+from search.spec.search_spec import SearchSpec
+from search.study import space
+from search.study.recipes import RECIPES, offered, recipe_of
+
+__all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step"]
+
+PHASE = "phase"
+"""What a trial's phase is written down as."""
+SCREEN, TUNE = "screen", "tune"
+
+_SHARE = 3
+"""One of so many trials, and seconds, is a phase's at most."""
+_FEW = 3
+"""Configurations whose heads are fine-tuned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A trial that the agenda wants next: the phase that it is of, and its Optuna parameters."""
+
+    phase: str
+    params: Mapping[str, Any]
+
+
+class Agenda:
+    """The agenda of a search whose space has both solved heads and trunks that train.
+
+    Args:
+        spec: of the search.
+        budget: of trials.
+    """
+
+    def __init__(self, spec: SearchSpec, budget: int) -> None:
+        self._spec = spec
+        self._most = max(1, budget // _SHARE)
+        self._seen = (*spec.modality.backbone_knobs, "features")  # what a head sees, beside the policy
+        self._is_done = False
+
+    @classmethod
+    def has(cls, spec: SearchSpec) -> bool:
+        """Whether a search of the spec has one."""
+        tuned = [strategy for strategy in RECIPES if strategy != "probe" and _has(spec, "strategy", strategy)]
+        solved = any(_has(spec, "solver", solver) for solver in ("ridge", "logistic"))
+        return (
+            bool(tuned and solved)
+            and _has(spec, "strategy", "probe")
+            and not spec.multi_objective
+            and spec.search.sampler != "grid"
+        )
+
+    @property
+    def line(self) -> str:
+        """The same for a person."""
+        return (
+            f"phases: at most {self._most} solved heads are screened, the best {_FEW} fine-tuned by recipe, "
+            f"then {self._spec.search.sampler} searches"
+        )
+
+    def next(self, begun: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial]) -> Step | None:
+        """The next step; None where the sampler's turn has come.
+
+        Args:
+            begun: every trial so far.
+            ranked: those that completed, best first.
+        """
+        if self._is_done:
+            return None
+        known = [space.configured(trial.params, self._spec) for trial in begun]
+        phases = [trial.user_attrs.get(PHASE) for trial in begun]
+        heads = [trial for trial in ranked if _is_head(space.configured(trial.params, self._spec))]
+        best = [self._as_seen(space.configured(trial.params, self._spec) or {}) for trial in heads]
+        if TUNE not in phases and phases.count(SCREEN) < self._most and not self._is_late(begun):
+            for params in self._heads(best):
+                if space.configured(params, self._spec) not in known:
+                    return Step(phase=SCREEN, params=params)
+        if phases.count(TUNE) < self._most:
+            for params in self._tuned(best):
+                if space.configured(params, self._spec) not in known:
+                    return Step(phase=TUNE, params=params)
+        self._is_done = True
+        return None
+
+    def _is_late(self, begun: Sequence[FrozenTrial]) -> bool:
+        """Whether heads have had their share of the time."""
+        running = sum(trial.datetime_complete is None for trial in begun)
+        spent = sum(
+            (trial.datetime_complete - trial.datetime_start).total_seconds()
+            for trial in begun
+            if trial.datetime_start and trial.datetime_complete
+        )
+        time = self._spec.search.time
+        return time is not None and spent > (running + 1) * time / _SHARE
+
+    def _heads(self, best: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Heads to screen, the cheap ones first."""
+        first = recipe_of(self._spec, "probe")
+        for values in itertools.product(*(self._values(name, first) for name in self._seen)):
+            yield from self._fitted({**first, **dict(zip(self._seen, values, strict=True))})
+        for policy in self._values("policy", first):
+            if not self._has_rows(policy):
+                yield from self._fitted({**first, **(best[0] if best else {}), "policy": policy})
+
+    def _tuned(self, best: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """What is fine-tuned: the best head, what other recipes make of its configuration, further heads."""
+        distinct = [seen for place, seen in enumerate(best) if seen not in best[:place]][:_FEW] or [{}]
+        others = [name for name in RECIPES if name not in ("probe", "lp_ft")]
+        chosen = [("lp_ft", distinct[0]), *((name, distinct[0]) for name in others)]
+        for strategy, seen in (*chosen, *(("lp_ft", each) for each in distinct[1:])):
+            if _has(self._spec, "strategy", strategy):
+                # Features of stages suit what was fitted to them; what begins anew has its own.
+                kept = {name: seen[name] for name in seen if name != "features" or strategy == "lp_ft"}
+                yield from self._fitted({**recipe_of(self._spec, strategy), **kept})
+
+    def _values(self, name: str, first: Mapping[str, Any]) -> list[Any]:
+        """What a knob may be, the recipe's value first."""
+        match self._spec.domain(name):
+            case Choice(values=values):
+                wanted = first.get(name)
+                return sorted(values, key=lambda value: value != wanted)
+            case Fixed(value=value):
+                return [value]
+        return [first.get(name, self._spec.default(name))]
+
+    def _has_rows(self, policy: Any) -> bool:
+        """Whether a policy is a table, which is yet to be drawn."""
+        rows = (known for known in self._spec.knobs.values() if known.rows is not None)
+        return any(policy in known.when.get("policy", ()) for known in rows)
+
+    def _as_seen(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: values[name] for name in (*self._seen, "policy") if name in values}
+
+    def _fitted(self, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        params = space.fitted_params(self._spec, values)
+        if params is not None and space.configured(params, self._spec) is not None:
+            yield params
+
+
+def _has(spec: SearchSpec, name: str, value: Any) -> bool:
+    return offered(spec, name, value) is not None
+
+
+def _is_head(values: Mapping[str, Any] | None) -> bool:
+    return values is not None and values["strategy"] == "probe" and values.get("solver") != "gradient"

@@ -1,0 +1,143 @@
+"""What a search does before its sampler: heads are screened, and the best of them fine-tuned."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search.home import Home
+from search.spec.search_spec import SearchSpec
+from search.study.agenda import PHASE, Agenda
+from search.study.search_study import Assignment, Ending, SearchStudy
+from tests.search.specs import small
+from trainables.record import METRICS
+
+SPACE = """space={
+  backbone: efficientnet_lite0, strategy: [probe, lp_ft, full], solver: [gradient, ridge],
+  features: [last, stages], image_size: [32, 48], policy: [none, flip_crop, classic],
+  lr: {low: 3e-4, high: 3e-2, log: true}, trunk_lr: {low: 3e-5, high: 5e-4, log: true},
+  batch_size: [16, 32]}"""
+
+
+def spec_of(*overrides: str) -> SearchSpec:
+    changes = ("data.image_size=null", SPACE, "search.trials=30", "search.pruner=none", *overrides)
+    return small(*changes, name="phased")
+
+
+def home() -> Home:
+    made = Home.of("phased")
+    made.make()
+    return made
+
+
+def worth(assignment: Assignment) -> float:
+    """Stages, the larger size and `classic` are better, and fine-tuning is."""
+    has = assignment.hparams
+    seen = 0.1 * (has.features == "stages") + 0.05 * (has.to_dict()["image_size"] == 48)
+    return 0.5 + seen + 0.02 * (has.policy == "classic") + 0.1 * (has.strategy != "probe")
+
+
+def end(study: SearchStudy, assignment: Assignment) -> None:
+    best = {"epoch": 1.0, **dict.fromkeys(METRICS, 0.5), "val_accuracy": worth(assignment)}
+    study.report(assignment.number, 1, best)
+    study.end(assignment.number, Ending.COMPLETED, best)
+
+
+def run(study: SearchStudy, trials: int) -> list[tuple[str, Any]]:
+    """The phases and what was chosen of so many trials, one after another."""
+    found = []
+    for _ in range(trials):
+        assignment = study.ask()
+        found.append((study.tags(assignment.number).get(PHASE, ""), chosen(assignment)))
+        end(study, assignment)
+    return found
+
+
+def chosen(assignment: Assignment) -> tuple[Any, ...]:
+    values = assignment.hparams.to_dict()
+    return tuple(values[name] for name in ("strategy", "solver", "features", "image_size", "policy"))
+
+
+def test_heads_are_screened_and_the_best_are_fine_tuned_before_the_sampler_draws(folder: Path) -> None:
+    found = run(SearchStudy.create(spec_of(), home()), 12)
+    heads = [
+        ("probe", "ridge", "stages", 32, "none"),
+        ("probe", "ridge", "last", 32, "none"),
+        ("probe", "ridge", "stages", 48, "none"),
+        ("probe", "ridge", "last", 48, "none"),
+        ("probe", "ridge", "stages", 48, "flip_crop"),
+        ("probe", "ridge", "stages", 48, "classic"),
+    ]
+    tuned = [
+        ("lp_ft", "ridge", "stages", 48, "classic"),
+        ("full", "gradient", "last", 48, "classic"),
+        ("lp_ft", "ridge", "stages", 48, "none"),
+        ("lp_ft", "ridge", "stages", 48, "flip_crop"),
+    ]
+    assert found[:10] == [*(("screen", each) for each in heads), *(("tune", each) for each in tuned)]
+    assert [phase for phase, _ in found[10:]] == ["", ""]
+
+
+@pytest.mark.parametrize("after", [1, 7])
+def test_a_resumed_search_goes_on_with_its_agenda(folder: Path, after: int) -> None:
+    spec = spec_of()
+    whole = run(SearchStudy.create(spec, home()), 10)
+    other = spec.model_copy(update={"name": "other"})
+    made = Home.of("other")
+    made.make()
+    begun = run(SearchStudy.create(other, made), after)
+    assert begun + run(SearchStudy.open(other, made), 10 - after) == whole
+
+
+def test_two_workers_screen_and_tune_what_is_known(folder: Path) -> None:
+    study = SearchStudy.create(spec_of("space.image_size=32", "space.policy=none"), home())
+    first, second = study.ask(), study.ask()
+    assert [chosen(each)[:3] for each in (first, second)] == [
+        ("probe", "ridge", "stages"),
+        ("probe", "ridge", "last"),
+    ]
+    end(study, first)
+    assert chosen(study.ask())[:3] == ("lp_ft", "ridge", "stages")
+    assert chosen(study.ask())[0] == "full"
+
+
+def test_a_phase_has_a_third_of_the_trials_and_of_the_time(folder: Path) -> None:
+    phases = [phase for phase, _ in run(SearchStudy.create(spec_of("search.trials=6"), home()), 6)]
+    assert phases == ["screen", "screen", "tune", "tune", "", ""]
+    spec = spec_of("search.time=90")
+    study = SearchStudy.create(spec.model_copy(update={"name": "timed"}), home())
+    run(study, 2)
+    begun = study.trials()
+    step = Agenda(spec, 30).next(begun, study.ranked())
+    assert step is not None
+    assert step.phase == "screen"
+    begun[1].datetime_complete = begun[1].datetime_start + timedelta(seconds=31)  # type: ignore[operator]
+    step = Agenda(spec, 30).next(begun, study.ranked())
+    assert step is not None
+    assert step.phase == "tune"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("space.solver=gradient",),
+        ("space.strategy=[lp_ft, full]",),
+        ("space.strategy=probe", "space={strategy: probe, solver: [ridge, gradient], lr: 0.01}"),
+        ("search.objective={val_accuracy: maximize, epoch_seconds: minimize}",),
+    ],
+)
+def test_only_a_space_with_solved_heads_and_trunks_that_train_has_one(overrides: tuple[str, ...]) -> None:
+    assert Agenda.has(spec_of())
+    assert not Agenda.has(spec_of(*overrides))
+    assert not Agenda.has(small())
+
+
+def test_a_search_launched_before_there_was_one_has_none(folder: Path) -> None:
+    spec = spec_of()
+    made = home()
+    study = SearchStudy.create(spec, made)
+    study._study.set_user_attr("agenda", False)
+    assert [phase for phase, _ in run(SearchStudy.open(spec, made), 3)][1:] == ["", ""]
