@@ -2,11 +2,14 @@
 
     python benchmarks/recipes.py strategies [--train 500] [--size 64] [--epochs 6]
     python benchmarks/recipes.py policies [--train 200] [--size 64] [--epochs 16]
+    python benchmarks/recipes.py heads [--train 300] [--size 48] [--epochs 4] [--test 2000]
 
-EfficientNet-Lite0 with its ImageNet weights, 500 validation images, fp32 on the CPU, best epoch by
-validation accuracy. `strategies` fine-tunes without augmentation; `policies` trains the head on four
-cached views of each policy. Prints one JSON line: for each row the accuracies of the seeds, their mean
-and spread (highest less lowest), and mean seconds.
+EfficientNet-Lite0 with its ImageNet weights, 500 validation images, fp32 on the CPU, the model that a trial
+keeps. `strategies` fine-tunes without augmentation; `policies` trains the head on cached views of each
+policy; `heads` fine-tunes all of the network, in equal epochs, from a head found in steps (as lp_ft did
+before there were solved ones) and by the recipe from a solved head, and scores both on test images. Prints
+one JSON line: for each row the accuracies of the seeds, their mean and spread (highest less lowest), and
+mean seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from search.study.recipes import FROM_SOLVED
 from trainables.files.cache import Cache
 from trainables.image import backbones
 from trainables.image.augment import operations
@@ -36,6 +40,18 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "lp_ft": {"strategy": "lp_ft", "freeze": 0.5, "lr": 2e-3, "backbone_lr_mult": 0.3, "lp_share": 0.34},
     "full": {"strategy": "full", "lr": 2e-3, "backbone_lr_mult": 0.3},
 }
+HEADS: dict[str, dict[str, Any]] = {
+    "found in steps": {
+        "strategy": "lp_ft",
+        "freeze": 0.0,
+        "lr": 2e-3,
+        "backbone_lr_mult": 0.1,
+        "lp_share": 0.25,
+    },
+    "solved": {"strategy": "lp_ft", **FROM_SOLVED, "solver": "ridge"},
+}
+DEFAULTS = {"strategies": (500, 64, 6), "policies": (200, 64, 16), "heads": (300, 48, 4)}
+"""Training images, their size and the epochs."""
 
 
 def policies() -> dict[str, dict[str, Any]]:
@@ -51,15 +67,15 @@ def policies() -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Trains every row with every seed and prints the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("strategies", "policies"))
-    parser.add_argument("--train", type=int)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--epochs", type=int)
+    parser.add_argument("what", choices=DEFAULTS)
+    for name in ("train", "size", "epochs"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--test", type=int, default=2000)
     asked = parser.parse_args()
-    train = asked.train or {"strategies": 500, "policies": 200}[asked.what]
-    epochs = asked.epochs or {"strategies": 6, "policies": 16}[asked.what]
-    table = STRATEGIES if asked.what == "strategies" else policies()
-    backbone = backbones.build("efficientnet_lite0", image_size=asked.size)
+    sizes = (asked.train, asked.size, asked.epochs)
+    train, size, epochs = (given or known for given, known in zip(sizes, DEFAULTS[asked.what], strict=True))
+    table = {"strategies": STRATEGIES, "heads": HEADS}.get(asked.what) or policies()
+    backbone = backbones.build("efficientnet_lite0", image_size=size)
     settings = Settings(threads=os.cpu_count() or 1)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -72,29 +88,27 @@ def main() -> None:
                     seed=seed,
                     train_limit=train,
                     validation_limit=500,
-                    test_limit=10,
+                    test_limit=asked.test if asked.what == "heads" else 10,
                     orientation_matters=True,
                 )
                 data = load(config, cache_dir=Path(folder))
-                hparams = HParams(
-                    image_size=asked.size, batch_size=32, max_epochs=epochs, seed=seed, **values
-                )
+                told = {"image_size": size, "batch_size": 32, "max_epochs": epochs, "seed": seed}
+                hparams = HParams(**(told | values))
                 began = time.perf_counter()
                 cache = Cache(Path(folder))
-                best = fit(
-                    Training(hparams, data, backbone, settings=settings, cache=cache),
-                    lambda epoch, metrics: False,
-                )
+                training = Training(hparams, data, backbone, settings=settings, cache=cache)
+                best = fit(training, lambda epoch, metrics: False)
                 assert best is not None
-                accuracies.append(best["val_accuracy"])
                 seconds.append(time.perf_counter() - began)
+                tested = asked.what == "heads"
+                accuracies.append(training.evaluate("test").accuracy if tested else best["val_accuracy"])
             found[name] = {
                 "accuracy": [round(value, 4) for value in accuracies],
                 "mean": round(statistics.mean(accuracies), 4),
                 "spread": round(max(accuracies) - min(accuracies), 4),
                 "seconds": round(statistics.mean(seconds), 1),
             }
-    line = {"benchmark": f"recipes {asked.what}", "train": train, "size": asked.size, "epochs": epochs}
+    line = {"benchmark": f"recipes {asked.what}", "train": train, "size": size, "epochs": epochs}
     print(json.dumps({**line, "rows": found}))
 
 

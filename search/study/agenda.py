@@ -1,10 +1,11 @@
 """What a search does before its sampler draws: it screens solved heads, then fine-tunes the best of them.
 
 A solved head costs a pass over the images and says which backbone, size, features and policy suit them; what
-it says holds for fine-tuning too, which costs fifty times as much. So the first third of a search's trials,
-and of its time, goes at most to heads: first each backbone at each size on each kind of features, then each
-policy on the best of these. The best few are fine-tuned by recipe, each from its own head, and one is
-trained by each other recipe. The sampler has the rest.
+it says holds for fine-tuning too, which costs some twenty times as much. So the first third of a search's
+trials, and of its time, goes at most to heads: first each backbone at each size on each kind of features,
+then each policy on the best of these. The best few are fine-tuned by recipe, each from its own head, and one
+is trained by each other recipe. The sampler has the rest. Heads end sooner where fine-tuning would no longer
+end in time, and have all of it where that is too short to fine-tune at all.
 
 All of it follows from the trials that were begun, so that a resumed search goes on with it.
 """
@@ -33,6 +34,10 @@ _SHARE = 3
 """One of so many trials, and seconds, is a phase's at most."""
 _FEW = 3
 """Configurations whose heads are fine-tuned."""
+_OVER_HEAD = 3
+"""An epoch of fine-tuning over the first head, whose features are computed: a pass back is two forward."""
+_AMPLE = 1.3
+"""What is left for fine-tuning over what it is expected to take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,7 @@ class Agenda:
         phases = [trial.user_attrs.get(PHASE) for trial in begun]
         heads = [trial for trial in ranked if _is_head(space.configured(trial.params, self._spec))]
         best = [self._as_seen(space.configured(trial.params, self._spec) or {}) for trial in heads]
-        if TUNE not in phases and phases.count(SCREEN) < self._most and not self._is_late(begun):
+        if TUNE not in phases and self._has_time_for_heads(begun, phases.count(SCREEN)):
             for params in self._heads(best):
                 if space.configured(params, self._spec) not in known:
                     return Step(phase=SCREEN, params=params)
@@ -101,16 +106,16 @@ class Agenda:
         self._is_done = True
         return None
 
-    def _is_late(self, begun: Sequence[FrozenTrial]) -> bool:
-        """Whether heads have had their share of the time."""
-        running = sum(trial.datetime_complete is None for trial in begun)
-        spent = sum(
-            (trial.datetime_complete - trial.datetime_start).total_seconds()
-            for trial in begun
-            if trial.datetime_start and trial.datetime_complete
-        )
-        time = self._spec.search.time
-        return time is not None and spent > (running + 1) * time / _SHARE
+    def _has_time_for_heads(self, begun: Sequence[FrozenTrial], screened: int) -> bool:
+        """Whether heads have more to spend: what they have had, and what fine-tuning needs, are known."""
+        time, seconds = self._spec.search.time, [_seconds(trial) for trial in begun]
+        if time is None or not begun or not seconds[0]:
+            return screened < self._most
+        workers = 1 + sum(trial.datetime_complete is None for trial in begun)
+        spent, tuning = sum(seconds) / workers, seconds[0] * _OVER_HEAD * self._spec.search.max_epochs
+        if spent + tuning > time:
+            return True
+        return screened < self._most and spent < time / _SHARE and spent + _AMPLE * tuning < time
 
     def _heads(self, best: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Heads to screen, the cheap ones first."""
@@ -154,6 +159,13 @@ class Agenda:
         params = space.fitted_params(self._spec, values)
         if params is not None and space.configured(params, self._spec) is not None:
             yield params
+
+
+def _seconds(trial: FrozenTrial) -> float:
+    """How long a trial ran; nothing while it does."""
+    if trial.datetime_start is None or trial.datetime_complete is None:
+        return 0.0
+    return (trial.datetime_complete - trial.datetime_start).total_seconds()
 
 
 def _has(spec: SearchSpec, name: str, value: Any) -> bool:

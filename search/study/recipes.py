@@ -13,7 +13,7 @@ from typing import Any
 from search.spec.domains import Choice, Fixed
 from search.spec.search_spec import SearchSpec
 
-__all__ = ["RECIPES", "offered", "recipe_of", "recipes"]
+__all__ = ["FROM_SOLVED", "RECIPES", "offered", "recipe_of", "recipes"]
 
 _HEAD: Mapping[str, Any] = {"solver": ("ridge", "logistic"), "features": "stages", "policy": "none"}
 _TRUNK: Mapping[str, Any] = {
@@ -31,16 +31,17 @@ _TRUNK: Mapping[str, Any] = {
     "ema": None,
 }
 _STEPPED: Mapping[str, Any] = {**_TRUNK, "lr": 2e-3}
-_FROM_SOLVED: Mapping[str, Any] = {
+FROM_SOLVED: Mapping[str, Any] = {
     **_HEAD,
     **_TRUNK,
     "lr": 3e-4,
-    "backbone_lr_mult": 1.0,
+    "trunk_lr": 3e-4,
+    "backbone_lr_mult": 0.5,
     "warmup_epochs": 1.0,
 }
 RECIPES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "probe": (_HEAD, {"features": "stages", "policy": "none"}),
-    "lp_ft": (_FROM_SOLVED, {**_STEPPED, "solver": "gradient", "lp_share": 0.25}),
+    "lp_ft": (FROM_SOLVED, {**_STEPPED, "solver": "gradient", "lp_share": 0.25}),
     "full": (_STEPPED,),
     "partial": ({**_STEPPED, "freeze": 0.5},),
 }

@@ -107,17 +107,31 @@ def test_two_workers_screen_and_tune_what_is_known(folder: Path) -> None:
 def test_a_phase_has_a_third_of_the_trials_and_of_the_time(folder: Path) -> None:
     phases = [phase for phase, _ in run(SearchStudy.create(spec_of("search.trials=6"), home()), 6)]
     assert phases == ["screen", "screen", "tune", "tune", "", ""]
-    spec = spec_of("search.time=90")
-    study = SearchStudy.create(spec.model_copy(update={"name": "timed"}), home())
+
+
+@pytest.mark.parametrize(
+    ("time", "head", "others", "phase"),
+    [
+        (3000, 10, 50, "screen"),  # 120 s of fine-tuning are far off
+        (3000, 10, 1010, "tune"),  # heads have had a third
+        (150, 10, 10, "tune"),  # it would just end
+        (100, 10, 10, "screen"),  # it never would
+        (None, 1000, 1000, "screen"),
+    ],
+)
+def test_fine_tuning_begins_while_it_can_end_in_time(
+    folder: Path, time: int | None, head: float, others: float, phase: str
+) -> None:
+    spec = spec_of(f"search.time={time or 'null'}")
+    study = SearchStudy.create(spec, home())
     run(study, 2)
     begun = study.trials()
+    for trial, seconds in zip(begun, (head, others), strict=True):
+        assert trial.datetime_start is not None
+        trial.datetime_complete = trial.datetime_start + timedelta(seconds=seconds)
     step = Agenda(spec, 30).next(begun, study.ranked())
     assert step is not None
-    assert step.phase == "screen"
-    begun[1].datetime_complete = begun[1].datetime_start + timedelta(seconds=31)  # type: ignore[operator]
-    step = Agenda(spec, 30).next(begun, study.ranked())
-    assert step is not None
-    assert step.phase == "tune"
+    assert step.phase == phase
 
 
 @pytest.mark.parametrize(
@@ -131,6 +145,7 @@ def test_a_phase_has_a_third_of_the_trials_and_of_the_time(folder: Path) -> None
 )
 def test_only_a_space_with_solved_heads_and_trunks_that_train_has_one(overrides: tuple[str, ...]) -> None:
     assert Agenda.has(spec_of())
+    assert "at most 10 solved heads are screened, the best 3 fine-tuned" in Agenda(spec_of(), 30).line
     assert not Agenda.has(spec_of(*overrides))
     assert not Agenda.has(small())
 
