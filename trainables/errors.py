@@ -48,7 +48,15 @@ class UnknownName(ValueError):
         super().__init__(f"{what} is {name!r}, but must be one of {', '.join(names)}{hint}")
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A question for the name that was probably meant, as the end of a message; empty if none is close."""
-    close = difflib.get_close_matches(given, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def did_you_mean(given: str, known: Iterable[str], most: int = 1) -> str:
+    """A question for the name that was probably meant, as the end of a message; empty if none is close.
+
+    Case does not matter, nor whether words are joined by `-` or `_`. Names `most` of the close ones.
+    """
+    plain = {_plain(name): name for name in known}
+    close = difflib.get_close_matches(_plain(given), plain, n=most)
+    return f"; did you mean {', '.join(plain[each] for each in close)}?" if close else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")

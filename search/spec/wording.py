@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from trainables.errors import did_you_mean
 
 __all__ = ["misread", "number_as_yaml_reads_it", "reworded", "unknown_key"]
 
@@ -89,9 +90,8 @@ _MEANT = {
 def unknown_key(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     """What to say of a key that a section does not have."""
     meant = _MEANT.get(name.lower().replace("-", "_"))
-    close = [meant] if meant in known else difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"is not a known key; {hint}allowed: {', '.join(known)}"
+    hint = f"; did you mean {meant}?" if meant in known else did_you_mean(name, known)
+    return f"is not a known key{hint}; allowed: {', '.join(known)}"
 
 
 def reworded(kind: str, place: str, value: Any, message: str) -> str:

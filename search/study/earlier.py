@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from search.spec.domains import Fixed
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study import space
 from search.study.search_study import SearchStudy
+from trainables.errors import did_you_mean
 from trainables.training.hparams import HParams
 
 __all__ = ["Start", "start_of"]
@@ -117,8 +117,6 @@ def _earlier(text: str, home: Home) -> Home:
     beside = home.root.parent
     known = sorted(other.name for other in Home.all(beside) if other.root != home.root)
     if text not in known:
-        close = difflib.get_close_matches(text, known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
         there = f"there are: {', '.join(known)}" if known else "there is none to start from"
-        raise BadInput(f"there is no search {text!r} in {beside}; {hint}{there}")
+        raise BadInput(f"there is no search {text!r} in {beside}; {there}{did_you_mean(text, known)}")
     return Home.of(text, beside)

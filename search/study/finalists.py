@@ -202,16 +202,15 @@ def differ(one: Mapping[int, float], other: Mapping[int, float], comparisons: in
         other: the same of the other finalist.
         comparisons: how many tests share the level of 5 %.
     """
-    differences = [one[repeat] - other[repeat] for repeat in sorted(one.keys() & other.keys())]
-    if len(differences) < 2:
+    pairs = [(one[repeat], other[repeat]) for repeat in sorted(one.keys() & other.keys())]
+    differences = {left - right for left, right in pairs}
+    if len(pairs) < 2:
         return False
-    mean, std = statistics.fmean(differences), statistics.stdev(differences)
-    if std == 0:
-        return mean != 0
+    if len(differences) == 1:
+        return differences != {0.0}
     from scipy import stats
 
-    size = abs(mean) / (std / math.sqrt(len(differences)))
-    return bool(2 * stats.t.sf(size, len(differences) - 1) < _LEVEL / comparisons)
+    return bool(stats.ttest_rel(*zip(*pairs, strict=True)).pvalue < _LEVEL / comparisons)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainables.errors import DataError
+from trainables.errors import DataError, did_you_mean
 from trainables.files.remote import is_uri
 from trainables.image import published, sources
 from trainables.image.data_config import ALLOWED_SOURCES, DataConfig
@@ -251,7 +251,7 @@ def _found(config: DataConfig, cache_dir: Path, progress: Progress | None) -> So
     what = "is a file of another kind" if path.is_file() else "does not exist"
     raise DataError(
         f"data.source is {text}, but {path} {what}; give {ALLOWED_SOURCES}"
-        f"{sources.suggestion(text, ('digits', 'fashion-mnist'))}"
+        f"{did_you_mean(text, ('digits', 'fashion-mnist'))}"
     )
 
 

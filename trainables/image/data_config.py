@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trainables.errors import DataError
-from trainables.image import sources
+from trainables.errors import DataError, did_you_mean
 from trainables.image.decode import MAX_PIXELS
 from trainables.training.splits import SPLITS
 
@@ -112,8 +111,7 @@ class DataConfig:
         """
         known = [each.name for each in fields(cls)]
         problems = [
-            f"data.{name} is not known, but must be one of {', '.join(known)}"
-            f"{sources.suggestion(str(name), known)}"
+            f"data.{name} is not known, but must be one of {', '.join(known)}{did_you_mean(str(name), known)}"
             for name in values
             if name not in known
         ]

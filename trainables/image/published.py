@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainables.errors import DataError
+from trainables.errors import DataError, did_you_mean
 from trainables.image.formats import read_idx, read_plain_pickle
-from trainables.image.sources import Listing, Source, enumeration, identity, state, suggestion
+from trainables.image.sources import Listing, Source, enumeration, identity, state
 from trainables.training.splits import SPLITS, UNSPLIT
 
 __all__ = ["FASHION_FOLDERS", "NAMES", "digits", "fashion_mnist", "torchvision_set"]
@@ -277,7 +277,7 @@ def torchvision_set(name: str, root: Path | None) -> Source:
     if name not in NAMES:
         raise DataError(
             f"data.source is torchvision:{name}, but must be torchvision: and one of "
-            f"{', '.join(NAMES)}{suggestion(name, NAMES)}"
+            f"{', '.join(NAMES)}{did_you_mean(name, NAMES)}"
         )
     if root is None:
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import unicodedata
@@ -27,7 +26,6 @@ __all__ = [
     "numbered_labels",
     "printable",
     "state",
-    "suggestion",
 ]
 
 _ALIASES = {
@@ -156,10 +154,3 @@ def numbered_labels(of: Mapping[str, str], names: Sequence[str]) -> npt.NDArray[
     """int64 [N]: the number of each name's class, as `class_names` gives them."""
     number = {name: label for label, name in enumerate(sorted(set(of.values())))}
     return np.array([number[of[name]] for name in names], dtype=np.int64)
-
-
-def suggestion(given: str, allowed: Sequence[str]) -> str:
-    """A question for the name that was probably meant; empty if none is close."""
-    lowered = {name.lower(): name for name in allowed}
-    close = difflib.get_close_matches(given.lower().replace("_", "-"), lowered, n=1)
-    return f"; did you mean {lowered[close[0]]}?" if close else ""

@@ -182,7 +182,7 @@ def test_a_path_will_do(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "says"),
     [
-        ("odl", "there is no search 'odl' in {0}/searches; did you mean old? there are: begun, old"),
+        ("odl", "there is no search 'odl' in {0}/searches; there are: begun, old; did you mean old?"),
         ("begun", "no trial of the search 'begun' has completed; wait for one, or leave start_from out"),
         ("./nowhere", "{0}/nowhere is no search's home: it has no spec.yaml; give a search's name or home"),
     ],

@@ -258,7 +258,7 @@ def test_a_run_goes_on_under_a_new_driver(folder: Path) -> None:
     [
         ("{top: 0}", "greater than or equal to 1"),
         ("{seeds: 1}", "greater than or equal to 2"),
-        ("{tops: 2}", "did you mean top? allowed: top, seeds"),
+        ("{tops: 2}", "did you mean top?; allowed: top, seeds"),
         ("3", "search.finalists"),
     ],
 )

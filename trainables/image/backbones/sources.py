@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
-from trainables.errors import BackboneError
+from trainables.errors import BackboneError, did_you_mean
 from trainables.image.backbones.lite import Lite
 from trainables.image.backbones.source import Source, State, first_lines, load
 from trainables.image.backbones.timm_source import Timm
@@ -119,9 +118,8 @@ def find(name: str) -> tuple[Source, str]:
         if name.startswith(source.prefix) and inner in source.names():
             return source, inner
     every = [source.prefix + inner for source in SOURCES for inner in source.names()]
-    close = difflib.get_close_matches(name, every, n=4, cutoff=0.6)
-    hint = f"; did you mean {', '.join(close)}?" if close else ""
     raise BackboneError(
         f"backbone is {name!r}, but must be efficientnet_lite0, efficientnet_lite1, "
-        f"efficientnet_lite2, a classification network of torchvision, timm/NAME{_names_added()}{hint}"
+        f"efficientnet_lite2, a classification network of torchvision, timm/NAME{_names_added()}"
+        f"{did_you_mean(name, every, most=4)}"
     )
