@@ -1,4 +1,4 @@
-"""Commands for what lies around searches: MLflow's pages, the doctor, the cache."""
+"""Commands for what lies around searches: MLflow's pages, the doctor, leftovers, the cache."""
 
 from __future__ import annotations
 
@@ -106,21 +106,27 @@ def doctor(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Check that Optuna, MLflow and the home agree; with --address and no NAME, the cluster too."""
-    from search.home import Home
+    """Check that Optuna, MLflow and the home agree; with no NAME, the machine or the cluster too."""
+    from search.home import Home, searches_root
     from search.results.doctor import all_well, show
 
-    checks = []
+    checks, machine = [], []
     if caller and not name:
         from search.cluster.health import checks as cluster_checks
 
         checks = [vars(check) for check in cluster_checks(caller)]
+    elif not name:
+        from search.run.machine import checks as machine_checks
+
+        machine = [vars(check) for check in machine_checks(searches_root(home))]
     places = [Home.existing(name, home)] if name else Home.all(home)
     found = {
         "cluster": checks,
+        "machine": machine,
         "searches": {place.name: _examined(place, repair) for place in places},
     }
     if caller:
+        del found["machine"]
         sys.stdout.write(answer("examined", **found))
         return
     show(found, console, as_json=as_json)
@@ -142,6 +148,33 @@ def _examined(place: Home, repair: bool) -> list[str]:
         return examine(Search.open(place), repair=repair, tell=lambda text: _say(place, text))
     except Exception as error:  # of whatever a damaged file makes its reader stumble on
         return [f"cannot be examined: {told(error)}"]
+
+
+@commands.command()
+def clean(
+    dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Remove what no search needs: what killed processes left, states of trials that have ended."""
+    from search.results.leftovers import leftovers, remove
+
+    found = list(leftovers(home))
+    for each in found:
+        if not dry_run:
+            remove(each)
+        if not as_json:
+            line = f"{each.path}: {each.why} ({each.size / 1e6:.1f} MB)"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    freed = sum(each.size for each in found)
+    if as_json:
+        told = [{"path": str(each.path), "why": each.why, "bytes": each.size} for each in found]
+        print_json({"leftovers": told, "bytes": freed, "removed": not dry_run})
+    elif not found:
+        console.print("nothing is left over")
+    else:
+        done = "would go" if dry_run else "removed"
+        console.print(f"{len(found)} leftovers {done}, {freed / 1e6:.1f} MB", highlight=False)
 
 
 @commands.command("cache")

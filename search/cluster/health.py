@@ -6,7 +6,6 @@ import os
 import platform
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.errors import TransferSearchError
 from search.home import searches_root
+from search.run.machine import Check
 from search.run.ray_session import cluster_ray
 from search.study.storage import opened
 from search.tracking.client import ask_server
@@ -22,21 +22,6 @@ from search.tracking.client import ask_server
 __all__ = ["Check", "checks", "versions"]
 
 _NODE_SECONDS = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that a search on the cluster needs.
-
-    Attributes:
-        subject: what was looked at.
-        wrong: what is wrong with it and what to set; empty if nothing.
-        told: what was found.
-    """
-
-    subject: str
-    wrong: str = ""
-    told: str = ""
 
 
 def versions() -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["all_well", "examine", "show"]
 
 _FLUSH_SECONDS = 600.0
+_CHECKED = ("cluster", "machine")
 
 
 Tell = Callable[[str], None]
@@ -74,12 +75,14 @@ def _of_parent(spec: SearchSpec, search: SearchStudy) -> list[Finding]:
 
 
 def show(found: Mapping[str, Any], console: Console, *, as_json: bool) -> None:
-    """Prints a cluster's checks (`search.health`), where there are any, and the findings of each search."""
+    """Prints the checks of a cluster or of this machine, if any, and of each search what is wrong."""
+    checks = {name: found[name] for name in _CHECKED if found.get(name)}
     if as_json:
-        shown = found if found["cluster"] else found["searches"]
+        shown = {**checks, "searches": found["searches"]} if checks else found["searches"]
         sys.stdout.write(json.dumps(shown, indent=2) + "\n")
         return
-    lines = [f"{each['subject']}: {each['wrong'] or 'ok, ' + each['told']}" for each in found["cluster"]]
+    every = [each for told in checks.values() for each in told]
+    lines = [f"{each['subject']}: {each['wrong'] or 'ok, ' + each['told']}" for each in every]
     for search, wrong in found["searches"].items():
         lines += [f"{search}: {finding}" for finding in wrong or ["all agree"]]
     for line in lines:
@@ -88,7 +91,8 @@ def show(found: Mapping[str, Any], console: Console, *, as_json: bool) -> None:
 
 def all_well(found: Mapping[str, Any]) -> bool:
     """Whether nothing was found wrong."""
-    return not any(check["wrong"] for check in found["cluster"]) and not any(found["searches"].values())
+    every = [each for name in _CHECKED for each in found.get(name, ())]
+    return not any(each["wrong"] for each in every) and not any(found["searches"].values())
 
 
 def _mend(

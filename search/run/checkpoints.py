@@ -54,8 +54,9 @@ class Checkpoints:
         Raises:
             CheckpointsError: if it cannot be removed.
         """
-        for name in (STATE_FILE, OWNER_FILE):
-            (self._home.trial(number) / name).unlink(missing_ok=True)
+        folder = self._home.trial(number)
+        for left in (folder / STATE_FILE, folder / OWNER_FILE, *folder.rglob("*.tmp")):  # of killed processes
+            left.unlink(missing_ok=True)
         if (uri := self.uri(number)) is not None:
             with _translated():
                 Remote(uri).remove()

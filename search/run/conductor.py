@@ -79,6 +79,7 @@ class Conductor:
         run_of: MLflow's run id of a trial that `observers` were told has started; with `wait=True` waits
             for it; None where it is not known.
         should_stop: whether to hand out no more.
+        was_waited_for: waits for room on the disks; whether there was none.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Conductor:
         observers: Sequence[Observer],
         run_of: RunOf,
         should_stop: Callable[[], bool],
+        was_waited_for: Callable[[], bool] = lambda: False,
     ) -> None:
         self.study = study
         self.home = home
@@ -100,6 +102,7 @@ class Conductor:
         self._capacity = capacity
         self._observers = observers
         self._run_of = run_of
+        self._was_waited_for = was_waited_for
         self._waiting = study.interrupted()
         self._begun = len(study.trials())
         self._numbers: dict[str, int] = {}
@@ -214,6 +217,8 @@ class Conductor:
             return self._moved(tune_id)
         for observer in self._observers:
             observer.attempt_failed(number, failure.traceback)
+        if failure.kind is FailureKind.NO_ROOM and self._was_waited_for():
+            return True
         if failure.kind is FailureKind.OUT_OF_GPU_MEMORY:
             return self._out_of_memory(tune_id, failure.message)
         self._failures[number] = self._failures.get(number, 0) + 1

@@ -15,6 +15,8 @@ class FailureKind(Enum):
     NODE_LOST = auto()
     """The trial's process was lost with its node, or cannot be reached any more."""
     OUT_OF_GPU_MEMORY = auto()
+    NO_ROOM = auto()
+    """A disk was full."""
     OTHER = auto()
 
 

@@ -31,6 +31,7 @@ from search.run.failures import Alike
 from search.run.preflight import planned, refusals
 from search.run.premises import Premises, check_movable
 from search.run.ray_session import cluster_ray, local_ray
+from search.run.room import Room
 from search.run.settlement import settled
 from search.run.tuning import Trainable, run_trials
 from search.search import Search
@@ -297,7 +298,10 @@ def _run_trials(
     seconds: float | None = None,
 ) -> Outcome:
     """Runs one study's trials until its budget is met, `seconds` are over, or somebody stops it."""
-    study.wait_for_storage(lambda told: console.print(told, style="yellow", markup=False, soft_wrap=True))
+    from search.run.planning import cache_root
+
+    say = partial(console.print, style="yellow", markup=False, soft_wrap=True)
+    study.wait_for_storage(say)
     tracker.replay()
     spec, spent = study.spec, Stopwatch(study)
     until = None if seconds is None else time.monotonic() + seconds
@@ -315,6 +319,9 @@ def _run_trials(
     def is_late() -> bool:
         return until is not None and time.monotonic() >= until
 
+    def should_stop() -> bool:
+        return spent.goes_on() and (stopped.is_set() or is_late())
+
     conductor = Conductor(
         study,
         home,
@@ -322,7 +329,8 @@ def _run_trials(
         capacity=Capacity(spec),
         observers=(tracker, board),
         run_of=tracker.run_of,
-        should_stop=lambda: spent.goes_on() and (stopped.is_set() or is_late()),
+        should_stop=should_stop,
+        was_waited_for=Room([home.root, cache_root(spec)], say, should_stop).was_waited_for,
     )
     with board.live():
         run_trials(conductor, trainable=trainable)

@@ -9,11 +9,16 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private import ray_constants
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
@@ -33,9 +38,12 @@ __all__ = [
     "end_idle_processes",
     "failure",
     "failure_of",
+    "keep_token_private",
     "kill_process",
     "machine_resources",
+    "on_loopback",
     "output_of_job",
+    "own_session",
     "prepare",
 ]
 
@@ -48,6 +56,45 @@ PRELOADED: Mapping[str, str] = {
     "RAY_idle_worker_killing_time_threshold_ms": "600000",  # else Ray ends them before a plan is made
 }
 """Environment of a starting Ray whose processes import what trials need before anybody asks for one."""
+
+
+@contextmanager
+def on_loopback() -> Iterator[dict[str, str]]:
+    """What a local Ray is started with so that it listens on this machine's loopback alone.
+
+    Ray takes a local address for one that others can reach, but where it believes that it can have no
+    cluster: as it does by default on systems whose firewall asks about each port.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield {"_node_ip_address": "127.0.0.1"}
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def keep_token_private() -> None:
+    """Makes the token that a local Ray wants of its clients, or the one that is there, its user's alone.
+
+    Ray itself writes it for everybody to read.
+    """
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return  # the user's own
+    file = Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):  # of a home that cannot be written Ray says more
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        if file.exists():
+            file.chmod(0o600)
+            return
+        with NamedTemporaryFile("w", dir=file.parent, encoding="ascii") as token:  # of mode 0600
+            token.write(secrets.token_hex(32))
+            token.flush()
+            os.link(token.name, file)  # unless another search has just done so
+
+
+def own_session() -> str:
+    """The folder of sockets and logs of the Ray that this process has started."""
+    return str(ray._private.worker._global_node.get_session_dir_path())
 
 
 def machine_resources() -> dict[str, float]:
@@ -124,6 +171,8 @@ _NODE_DIED = "its node has died"
 """In the words of an `ActorDiedError`; Ray has no class for it."""
 _CHAINED_MEMORY = re.compile(r"^torch\.OutOfMemoryError: .*", re.MULTILINE)
 """In the traceback of a task whose exception has another as its cause: Ray keeps the class of the last."""
+_NO_ROOM = re.compile(r"^OSError: \[Errno (28|122)\]", re.MULTILINE)
+"""In a traceback that says of a file that its disk, or its user's part of it, is full."""
 _KEPT_CHARACTERS = 20_000
 
 
@@ -149,6 +198,8 @@ def failure(error: Exception | None, traceback: str = "") -> Failure:
             kind = FailureKind.NODE_LOST
         case RayTaskError() if memory := _out_of_memory(error):
             kind, last = FailureKind.OUT_OF_GPU_MEMORY, memory
+        case RayTaskError() if _NO_ROOM.search(str(error)):
+            kind = FailureKind.NO_ROOM
     return Failure(kind=kind, message=last, traceback=traceback)
 
 

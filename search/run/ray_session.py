@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import ray
 
 from search.errors import BadInput, RayDidNotStart
 from search.processes import own_modules
-from search.run.ray_compat import PRELOADED
+from search.run.ray_compat import PRELOADED, keep_token_private, on_loopback, own_session
 
 __all__ = ["cluster_ray", "local_ray", "session_folder"]
 
@@ -37,7 +38,7 @@ _TUNE_ENVIRONMENT = {
 
 @contextmanager
 def local_ray(cpus: int | None = None, gpus: int | None = None, *, preloaded: bool = False) -> Iterator[None]:
-    """A Ray of this process's own, which ends with the outermost of such blocks.
+    """A Ray of this process's own, which ends with the outermost of such blocks; no other machine reaches it.
 
     Args:
         cpus, gpus: what it has; None: what the machine has.
@@ -50,16 +51,21 @@ def local_ray(cpus: int | None = None, gpus: int | None = None, *, preloaded: bo
     if preloaded:
         os.environ.update(PRELOADED)
     folder = session_folder()
+    _sweep(folder)
     try:
-        with own_modules():
-            _started(num_cpus=cpus, num_gpus=gpus, _temp_dir=folder)
+        keep_token_private()
+        with own_modules(), on_loopback() as here:
+            _started(num_cpus=cpus, num_gpus=gpus, _temp_dir=folder, **here)
     finally:
         for name in PRELOADED:
             os.environ.pop(name, None)
+    session = own_session()
     try:
         yield
     finally:
         ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(session, ignore_errors=True)
 
 
 def _started(**options: Any) -> None:
@@ -89,29 +95,39 @@ def _started(**options: Any) -> None:
                 ) from error
 
 
-_LONGEST = 34
-"""Characters of a temporary folder below which Ray's sockets have paths within the 107 that Linux allows."""
+_LONGEST = 36
+"""Characters of Ray's folder within which its sockets have paths of at most the 107 that Linux allows."""
 
 
 def session_folder() -> str | None:
-    """Where Ray keeps its sockets and logs, if not where it would: a path that is too long is none for it.
+    """Where the Rays of this user's searches keep their sockets and logs; None: where RAY_TMPDIR says.
 
     Raises:
-        BadInput: if there is no shorter one.
+        BadInput: if there is no such folder with a path that is short enough.
     """
-    if "RAY_TMPDIR" in os.environ or len(tempfile.gettempdir()) <= _LONGEST:
+    if "RAY_TMPDIR" in os.environ:
         return None
-    short = Path("/tmp") / f"ray-{os.getuid()}"
-    try:
-        short.mkdir(mode=0o700, exist_ok=True)
-        if short.stat().st_uid == os.getuid() and not short.is_symlink():
-            return str(short)
-    except OSError:
-        pass
+    places = dict.fromkeys([Path(tempfile.gettempdir()), Path("/tmp")])
+    for own in (place / f"ray-{os.getuid()}" for place in places):
+        with suppress(OSError):
+            if len(str(own)) > _LONGEST:
+                continue
+            own.mkdir(mode=0o700, exist_ok=True)
+            if own.stat().st_uid == os.getuid() and not own.is_symlink():
+                own.chmod(0o700)
+                return str(own / "r")  # which Ray opens to everybody
     raise BadInput(
         f"the temporary folder {tempfile.gettempdir()} has a path that is too long for Ray's sockets, and "
-        f"{short} cannot be used; set TMPDIR to a folder with a path of at most {_LONGEST} characters"
+        f"/tmp cannot be used; set TMPDIR to a folder with a path of at most {_LONGEST - 12} characters"
     )
+
+
+def _sweep(folder: str | None) -> None:
+    """Removes what Rays that have ended left in our own folder, each named for who started it."""
+    for session in Path(folder).glob("session_2*") if folder else ():
+        pid = session.name.rpartition("_")[2]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(session, ignore_errors=True)
 
 
 def _set_environment() -> None:

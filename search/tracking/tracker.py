@@ -136,6 +136,7 @@ class Tracker:
         }
         self._answers: dict[str, Any] = {}
         self._heard = 0
+        self._silent_since: float | None = None  # when it was told what it has not answered
         self._changed = threading.Condition()
         self._asked = 0
         self._waited_in_vain = -1
@@ -157,13 +158,16 @@ class Tracker:
                 continue  # torn: it has just died
             with self._changed:
                 self._answers.update(answer)
-                self._heard += any(told for name, told in answer.items() if name != "away")
+                if any(told for name, told in answer.items() if name != "away"):
+                    self._heard += 1
+                    self._silent_since = None
                 self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         """Hands an event to the sender; to a new one, with all that is left, where that has died."""
+        self._silent_since = self._silent_since or time.monotonic()
         if not self._line.is_broken and self._line.process.poll() is None:
             self._line.say(event)
             return
@@ -268,8 +272,9 @@ class Tracker:
         self._asked += 1
         name = f"flushed {self._asked}"
         self._tell({"event": "flush", "answer": name})
-        quiet = _QUIET_SECONDS if not self._answers.get("away") else _RUN_SECONDS
-        return bool(self._answer(name, timeout, quiet))
+        silent = time.monotonic() - (self._silent_since or time.monotonic())
+        left = 0.0 if self._answers.get("away") else _QUIET_SECONDS - silent
+        return bool(self._answer(name, timeout, max(_RUN_SECONDS, left)))
 
     def summarize(
         self,
@@ -301,14 +306,14 @@ class Tracker:
         if not self._is_part and "parent" in opened and opened["parent"] != self._study.parent_run:
             # Somebody deleted the one before.
             self._study.parent_run, self._study.experiment = opened["parent"], opened["experiment"]
-        self.abort()
+        self.abort(_END_SECONDS if sent else 0.0)
         return sent and not self.refusals
 
-    def abort(self) -> None:
-        """Ends the sender after what it is sending now; what is left stays in the outbox."""
+    def abort(self, seconds: float = _END_SECONDS) -> None:
+        """Ends the sender after what it is sending now, within a time; what is left stays in the outbox."""
         self._line.hang_up()
         try:
-            self._line.process.wait(_END_SECONDS)
+            self._line.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._line.process.kill()
             self._line.process.wait()

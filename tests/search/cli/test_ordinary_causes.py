@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,17 +87,26 @@ def test_characters_that_a_terminal_does_not_have_are_replaced(monkeypatch: pyte
 # Ray's start
 
 
-@pytest.mark.parametrize(("folder", "is_long"), [("/tmp", False), ("/tmp/" + "deep" * 25, True)])
-def test_a_temporary_folder_that_is_too_long_for_sockets(
-    folder: str, is_long: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("folder", ["/tmp", "/tmp/" + "deep" * 25])
+def test_ray_gets_a_folder_of_its_users_own_that_is_short_enough(
+    folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr("tempfile.gettempdir", lambda: folder)
     found = ray_session.session_folder()
-    assert (found is not None) == is_long
-    if found is not None:
-        assert len(found) < 40
-        assert Path(found).is_dir()
+    assert found is not None
+    assert len(found) < 40
+    assert Path(found).parent.stat().st_mode & 0o77 == 0
+    monkeypatch.setenv("RAY_TMPDIR", "/var/tmp")
+    assert ray_session.session_folder() is None
+
+
+def test_what_rays_that_were_killed_left_is_removed(tmp_path: Path) -> None:
+    dead, alive = (tmp_path / f"session_2026-01-01_00-00-00_1_{pid}" for pid in (2**22 + 1, os.getpid()))
+    for each in (dead, alive, tmp_path / "session_latest"):
+        (each / "logs").mkdir(parents=True)
+    ray_session._sweep(str(tmp_path))
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted([alive.name, "session_latest"])
 
 
 def starting(attempts: list[Exception | None]) -> Callable[..., None]:

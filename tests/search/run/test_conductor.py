@@ -308,3 +308,14 @@ def test_a_study_whose_making_was_interrupted_is_made_whole_by_the_launch(
     study = SearchStudy.create(spec, home)
     assert study.budget == 6
     assert study.search_id
+
+
+def test_a_trial_that_a_full_disk_ended_goes_on_when_there_is_room(home: Home) -> None:
+    conductor, study, _ = begin(home, "search.retries=0")
+    conductor.next("a")
+    full = Failure(kind=FailureKind.NO_ROOM, message="OSError: full", traceback="OSError: full")
+    conductor._was_waited_for = lambda: True
+    assert all(conductor.failed("a", full) for _ in range(20))
+    conductor._was_waited_for = lambda: False  # it is another disk, of which nothing is known
+    assert not conductor.failed("a", full)
+    assert study.progress().failed == 1

@@ -5,17 +5,22 @@ A test that fails against a newer Ray names what `search.run.ray_compat` must le
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import mmap
 import os
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
 from ray import cloudpickle, tune
+from ray._private.authentication import authentication_token_setup as setup
 from ray.core.generated.autoscaler_pb2 import ClusterConfig
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
@@ -94,16 +99,20 @@ def _raising(kind: str) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
         except torch.OutOfMemoryError as error:
             raise RuntimeError("no features") from error
+    if kind == "full":
+        raise OSError(errno.ENOSPC, "No space left on device")
     raise RuntimeError("torch.OutOfMemoryError: CUDA out of memory")
 
 
 @pytest.mark.usefixtures("shared_ray")
-@pytest.mark.parametrize("kind", ["memory", "chained", "mentioned"])
+@pytest.mark.parametrize("kind", ["memory", "chained", "mentioned", "full"])
 def test_2_60_a_task_that_ran_out_of_gpu_memory(kind: str) -> None:
     with pytest.raises(RayTaskError) as raised:
         ray.get(_raising.remote(kind))
     found = ray_compat.failure(raised.value)
-    if kind == "mentioned":
+    if kind == "full":
+        assert found.kind is FailureKind.NO_ROOM
+    elif kind == "mentioned":
         assert found.kind is FailureKind.OTHER
         assert found.message == "RuntimeError: torch.OutOfMemoryError: CUDA out of memory"
     else:
@@ -202,3 +211,36 @@ def test_2_60_the_names_of_loggers_and_of_a_variable() -> None:
         "ray._private.runtime_env"
     }
     assert ray_compat.JOB_STOP_SECONDS in Path(jobs.__file__).with_name("job_supervisor.py").read_text()
+
+
+def test_2_60_a_local_ray_listens_on_loopback_alone(shared_ray: None) -> None:
+    ray.get(_process.remote())  # one of each kind of process is there
+    own = psutil.Process()
+    mine = {str(each.pid) for each in [own, *own.children(recursive=True)]}
+    listed = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout
+    ports = [line.split() for line in listed.splitlines() if mine & set(re.findall(r"pid=(\d+)", line))]
+    assert len(ports) > 3
+    assert {port[3].rpartition(":")[0].replace("[::ffff:127.0.0.1]", "127.0.0.1") for port in ports} == {
+        "127.0.0.1"
+    }
+
+
+@ray.remote
+def _process() -> int:
+    return os.getpid()
+
+
+def test_2_60_the_token_of_a_local_ray_is_its_users_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    token = folder / ".ray" / "auth_token"
+    ray_compat.keep_token_private()
+    assert len(token.read_text()) == 64
+    token.chmod(0o644)
+    known = token.read_text()
+    ray_compat.keep_token_private()
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.read_text() == known
+    assert [each.name for each in token.parent.iterdir()] == ["auth_token"]
+    assert str(setup._get_default_token_path()) == str(token)
