@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import uuid
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -21,15 +17,15 @@ from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.study import space
 from search.study.agenda import PHASE, SCREEN, Agenda, Step
-from search.study.facts import ID, RULE, StudyFacts
+from search.study.facts import ID, RULE
 from search.study.pruners import build_pruner
+from search.study.results import ENDING, EPOCHS, RUN, STARTED, StudyResults
 from search.study.samplers import build_sampler
 from search.study.storage import DriverStorage, database, existing
-from search.study.trials import ENDINGS, Assignment, Ending, Progress, TrialRecord
+from search.study.trials import ENDINGS, Assignment, Ending
 from trainables.seeds import derived_seed
 from trainables.training.hparams import HParams
-from trainables.training.keeping import BEST_EPOCH, LAST_EPOCHS, counted, expected_name, value_of
-from trainables.training.phases import phases
+from trainables.training.keeping import LAST_EPOCHS, value_of
 
 __all__ = ["SearchStudy"]
 
@@ -38,26 +34,19 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _TELLING = (Ending.DIVERGED, Ending.ERRORED, Ending.OUT_OF_MEMORY)
 """The failures that say something of a trial's hyperparameters."""
-_FEW = 4  # different values, of which an importance says something
-_ENDING = "ending"
-_STARTED = "started"
-_RUN = "mlflow_run_id"
 _MOVES = "moves"
-_EPOCHS = "epochs"
 _AGENDA = "agenda"
 
 
-class SearchStudy(StudyFacts):
+class SearchStudy(StudyResults):
     """One search's Optuna study, with the few operations that a driver needs."""
 
     role = "trial"
     """What a trial of this study is to the search."""
 
     def __init__(self, study: optuna.Study, spec: SearchSpec) -> None:
-        super().__init__(study)
-        self.spec = spec
+        super().__init__(study, spec)
         self._trials: dict[int, optuna.Trial] = {}
-        self._ahead: Assignment | None = None
         self._agenda = Agenda(spec, self.budget) if study.user_attrs.get(_AGENDA) else None
 
     @classmethod
@@ -162,118 +151,6 @@ class SearchStudy(StudyFacts):
         study.pruner = build_pruner(spec, partial(_hparams_of, spec))
         return cls(study, spec)
 
-    # What is
-
-    def trials(self) -> list[FrozenTrial]:
-        """Every trial that was begun, by number."""
-        ahead = self._ahead.number if self._ahead else None
-        return [
-            trial
-            for trial in self._study.get_trials(deepcopy=False)
-            if trial.state != TrialState.WAITING and trial.number != ahead
-        ]
-
-    def progress(self) -> Progress:
-        states = [trial.state for trial in self.trials()]
-        return Progress(
-            completed=states.count(TrialState.COMPLETE),
-            pruned=states.count(TrialState.PRUNED),
-            failed=states.count(TrialState.FAIL),
-            running=states.count(TrialState.RUNNING),
-            budget=self.budget,
-        )
-
-    def best(self) -> list[FrozenTrial]:
-        """The best trial, or the Pareto front of several objectives; empty before one completes."""
-        if self.spec.multi_objective:
-            return sorted(self._study.best_trials, key=lambda trial: trial.number)
-        return self.ranked()[:1]
-
-    def ranked(self) -> list[FrozenTrial]:
-        """The completed trials by what their parameters are worth, best first; ties go to the earlier."""
-        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
-        sign = -1 if self._study.direction == StudyDirection.MAXIMIZE else 1
-        worth = _worth(complete)
-        return sorted(complete, key=lambda trial: (sign * worth[trial.number], trial.number))
-
-    def worth(self, number: int) -> float | None:
-        """What a completed trial's hyperparameters are worth: the mean of all trials that drew the same.
-
-        A small space is drawn again and again, each time on a fresh seed: the best of many is the luckiest.
-        """
-        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
-        return _worth(complete).get(number)
-
-    def leader(self) -> tuple[int, float] | None:
-        """Number and value (of the first objective) of the best trial so far."""
-        best = self.best()
-        if not best:
-            return None
-        number = best[0].number
-        return number, best[0].values[0] if self.spec.multi_objective else cast(float, self.worth(number))
-
-    def kept(self, number: int) -> dict[str, float] | None:
-        """The epoch whose model a trial keeps, as far as the study was told: its number and its value."""
-        values = self._frozen(number).intermediate_values
-        if not values or self.spec.multi_objective:
-            return None
-        ((metric, direction),) = self.spec.search.objective.items()
-        begun = self.begun(number)
-        if self.rule == BEST_EPOCH or begun is None:
-            best = max if direction == "maximize" else min
-            epoch = best(values, key=lambda each: values[each])
-            return {"epoch": epoch, metric: values[epoch]}
-        epoch = max(values)
-        window = [values[each] for each in counted(phases(begun.hparams), epoch) if each in values]
-        return {"epoch": epoch, metric: values[epoch], expected_name(metric): statistics.fmean(window)}
-
-    def importances(self) -> dict[str, float]:
-        """What share of the objective's variance each drawn parameter explains; empty where unknown.
-
-        By PED-ANOVA (Watanabe, Bansal and Hutter, 2023), of the completed trials alone.
-        """
-        values = {trial.value for trial in self.ranked()} if not self.spec.multi_objective else set()
-        if len(values) < _FEW:
-            return {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return optuna.importance.get_param_importances(self._study)
-
-    def label(self, number: int) -> str:
-        """What a person is shown for a trial's number."""
-        return str(number)
-
-    def tags(self, number: int) -> dict[str, str]:
-        """What MLflow is told of a trial beside its number."""
-        phase = self._frozen(number).user_attrs.get(PHASE)
-        return {PHASE: phase} if phase else {}
-
-    def records(self) -> list[TrialRecord]:
-        """Every trial that was begun, by number."""
-        return [self._record(trial) for trial in self.trials()]
-
-    def _record(self, trial: FrozenTrial) -> TrialRecord:
-        told = trial.user_attrs.get(_ENDING)
-        if trial.state == TrialState.RUNNING:
-            told = None
-        best = told["best"] if told else self.kept(trial.number)
-        metric = next(iter(self.spec.search.objective))
-        started = trial.user_attrs.get(_STARTED)
-        return TrialRecord(
-            number=trial.number,
-            state=trial.state.name,
-            ending=Ending(told["ending"]) if told else None,
-            reason=told["reason"] if told else "",
-            value=value_of(best, metric) if best else None,
-            best_epoch=int(best["epoch"]) if best else None,
-            epochs=max(self.told(trial.number), default=int(best["epoch"]) if best else 0),
-            best=best,
-            params=self.spec.hparams.from_dict(started["hparams"]).active if started else trial.params,
-            mlflow_run_id=self._study.user_attrs.get(f"{_RUN} {trial.number}")
-            or trial.user_attrs.get(_RUN)
-            or (told["run"] if told else None),
-        )
-
     # What happens
 
     def retry_failed(self) -> None:
@@ -299,32 +176,6 @@ class SearchStudy(StudyFacts):
         self._start(assignment, tune_trial_id)
         return assignment
 
-    def begun(self, number: int) -> Assignment | None:
-        """The trial as it was handed out last; None where its driver died while it drew."""
-        known = self._frozen(number).user_attrs
-        if _STARTED not in known:
-            return None
-        started = known[_STARTED]
-        return Assignment(number, self.spec.hparams.from_dict(started["hparams"]), started["times"])
-
-    def written_hparams(self, number: int) -> frozenset[str]:
-        """The hyperparameters that were written down with a trial: none that a later version added."""
-        return frozenset(self._frozen(number).user_attrs.get(_STARTED, {}).get("hparams", ()))
-
-    def reported(self, number: int) -> dict[int, float]:
-        """The values of the first objective that were reported, by epoch."""
-        return dict(self._frozen(number).intermediate_values)
-
-    def values(self, number: int) -> list[float] | None:
-        """The values of the objectives that a trial ended with; None where it has none."""
-        trial = self._frozen(number)
-        return list(trial.values) if trial.state == TrialState.COMPLETE else None
-
-    def told(self, number: int) -> frozenset[int]:
-        """The epochs that were reported."""
-        trial = self._frozen(number)
-        return frozenset(trial.intermediate_values) | frozenset(trial.user_attrs.get(_EPOCHS, ()))
-
     def ask(self, tune_trial_id: str = "") -> Assignment:
         """A new trial's number and hyperparameters, written down: nobody else knows of it yet."""
         assignment, self._ahead = self._ahead or self._drawn(), None
@@ -341,7 +192,7 @@ class SearchStudy(StudyFacts):
             "times": assignment.begun + 1,
             "tune_trial_id": tune_trial_id,
         }
-        self._trials[assignment.number].set_user_attr(_STARTED, started)
+        self._trials[assignment.number].set_user_attr(STARTED, started)
 
     def draw_ahead(self) -> None:
         """Draws what `ask` will give next while there is time; until then it is nowhere but in memory.
@@ -369,9 +220,9 @@ class SearchStudy(StudyFacts):
     def ran_as(self, number: int, run: str) -> None:
         """Writes down MLflow's run of a trial."""
         if number not in self._trials:  # it has ended, and Optuna changes it no more
-            self._study.set_user_attr(f"{_RUN} {number}", run)
-        elif self._frozen(number).user_attrs.get(_RUN) != run:
-            self._trials[number].set_user_attr(_RUN, run)
+            self._study.set_user_attr(f"{RUN} {number}", run)
+        elif self._frozen(number).user_attrs.get(RUN) != run:
+            self._trials[number].set_user_attr(RUN, run)
 
     def moved(self, number: int) -> int:
         """Counts that the trial lost its node and goes on elsewhere; how often it did."""
@@ -385,7 +236,7 @@ class SearchStudy(StudyFacts):
         # Optuna takes no reports with several objectives. And the value of a head that was solved for is its
         # last: among those that others have after their first epoch it would prune them.
         if self.spec.multi_objective or self._is_solved(number):
-            trial.set_user_attr(_EPOCHS, sorted(self.told(number) | {epoch}))
+            trial.set_user_attr(EPOCHS, sorted(self.told(number) | {epoch}))
             return False
         (metric,) = self.spec.search.objective
         if epoch not in self.told(number):
@@ -419,7 +270,7 @@ class SearchStudy(StudyFacts):
                 self.ran_as(number, run)
             return
         trial = self._trials.pop(number, None) or self._trial(number)
-        trial.set_user_attr(_ENDING, {"ending": ending.value, "reason": reason, "best": best, "run": run})
+        trial.set_user_attr(ENDING, {"ending": ending.value, "reason": reason, "best": best, "run": run})
         values = None
         if row.optuna == TrialState.COMPLETE:
             assert best is not None, f"trial {number} completed without an epoch"
@@ -428,9 +279,6 @@ class SearchStudy(StudyFacts):
 
     def _trial(self, number: int) -> optuna.Trial:
         return optuna.trial.Trial(self._study, self._frozen(number)._trial_id)
-
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
 
 
 def _first_steps(spec: SearchSpec, start: Sequence[Mapping[str, Any]]) -> list[Step]:
@@ -445,21 +293,12 @@ def _attributes(step: Step) -> dict[str, Any]:
     return {PHASE: step.phase} if step.phase else {}
 
 
-def _worth(complete: Sequence[FrozenTrial]) -> dict[int, float]:
-    """By trial, the mean value of all completed trials of the same drawn parameters."""
-    values: dict[str, list[float]] = {}
-    drawn = {trial.number: repr(sorted(trial.params.items())) for trial in complete}
-    for trial in complete:
-        values.setdefault(drawn[trial.number], []).append(cast(float, trial.value))
-    return {number: statistics.fmean(values[key]) for number, key in drawn.items()}
-
-
 def _says_bad(trial: FrozenTrial) -> bool:
     """Whether a failed trial failed by its hyperparameters, as far as anybody can tell."""
-    told = trial.user_attrs.get(_ENDING)
+    told = trial.user_attrs.get(ENDING)
     return told is not None and Ending(told["ending"]) in _TELLING
 
 
 def _hparams_of(spec: SearchSpec, trial: FrozenTrial) -> HParams | None:
-    started = trial.user_attrs.get(_STARTED)
+    started = trial.user_attrs.get(STARTED)
     return None if started is None else spec.hparams.from_dict(started["hparams"])

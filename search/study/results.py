@@ -1,0 +1,188 @@
+"""What a study knows of its trials; nothing here changes it."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Sequence
+from typing import cast
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from search.spec.search_spec import SearchSpec
+from search.study.agenda import PHASE
+from search.study.facts import StudyFacts
+from search.study.trials import Assignment, Ending, Progress, TrialRecord
+from trainables.training.keeping import BEST_EPOCH, counted, expected_name, value_of
+from trainables.training.phases import phases
+
+__all__ = ["ENDING", "EPOCHS", "RUN", "STARTED", "StudyResults"]
+
+_FEW = 4  # different values, of which an importance says something
+ENDING = "ending"
+STARTED = "started"
+RUN = "mlflow_run_id"
+EPOCHS = "epochs"
+
+
+class StudyResults(StudyFacts):
+    """The trials of one search's Optuna study: what was handed out, reported, and what they are worth."""
+
+    def __init__(self, study: optuna.Study, spec: SearchSpec) -> None:
+        super().__init__(study)
+        self.spec = spec
+        self._ahead: Assignment | None = None
+        """A trial that is drawn already and that nobody is told of yet."""
+
+    def trials(self) -> list[FrozenTrial]:
+        """Every trial that was begun, by number."""
+        ahead = self._ahead.number if self._ahead else None
+        return [
+            trial
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state != TrialState.WAITING and trial.number != ahead
+        ]
+
+    def progress(self) -> Progress:
+        states = [trial.state for trial in self.trials()]
+        return Progress(
+            completed=states.count(TrialState.COMPLETE),
+            pruned=states.count(TrialState.PRUNED),
+            failed=states.count(TrialState.FAIL),
+            running=states.count(TrialState.RUNNING),
+            budget=self.budget,
+        )
+
+    def best(self) -> list[FrozenTrial]:
+        """The best trial, or the Pareto front of several objectives; empty before one completes."""
+        if self.spec.multi_objective:
+            return sorted(self._study.best_trials, key=lambda trial: trial.number)
+        return self.ranked()[:1]
+
+    def ranked(self) -> list[FrozenTrial]:
+        """The completed trials by what their parameters are worth, best first; ties go to the earlier."""
+        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        sign = -1 if self._study.direction == StudyDirection.MAXIMIZE else 1
+        worth = _worth(complete)
+        return sorted(complete, key=lambda trial: (sign * worth[trial.number], trial.number))
+
+    def worth(self, number: int) -> float | None:
+        """What a completed trial's hyperparameters are worth: the mean of all trials that drew the same.
+
+        A small space is drawn again and again, each time on a fresh seed: the best of many is the luckiest.
+        """
+        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        return _worth(complete).get(number)
+
+    def leader(self) -> tuple[int, float] | None:
+        """Number and value (of the first objective) of the best trial so far."""
+        best = self.best()
+        if not best:
+            return None
+        number = best[0].number
+        return number, best[0].values[0] if self.spec.multi_objective else cast(float, self.worth(number))
+
+    def kept(self, number: int) -> dict[str, float] | None:
+        """The epoch whose model a trial keeps, as far as the study was told: its number and its value."""
+        values = self._frozen(number).intermediate_values
+        if not values or self.spec.multi_objective:
+            return None
+        ((metric, direction),) = self.spec.search.objective.items()
+        begun = self.begun(number)
+        if self.rule == BEST_EPOCH or begun is None:
+            best = max if direction == "maximize" else min
+            epoch = best(values, key=lambda each: values[each])
+            return {"epoch": epoch, metric: values[epoch]}
+        epoch = max(values)
+        window = [values[each] for each in counted(phases(begun.hparams), epoch) if each in values]
+        return {"epoch": epoch, metric: values[epoch], expected_name(metric): statistics.fmean(window)}
+
+    def importances(self) -> dict[str, float]:
+        """What share of the objective's variance each drawn parameter explains; empty where unknown.
+
+        By PED-ANOVA (Watanabe, Bansal and Hutter, 2023), of the completed trials alone.
+        """
+        values = {trial.value for trial in self.ranked()} if not self.spec.multi_objective else set()
+        if len(values) < _FEW:
+            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return optuna.importance.get_param_importances(self._study)
+
+    def label(self, number: int) -> str:
+        """What a person is shown for a trial's number."""
+        return str(number)
+
+    def tags(self, number: int) -> dict[str, str]:
+        """What MLflow is told of a trial beside its number."""
+        phase = self._frozen(number).user_attrs.get(PHASE)
+        return {PHASE: phase} if phase else {}
+
+    def records(self) -> list[TrialRecord]:
+        """Every trial that was begun, by number."""
+        return [self._record(trial) for trial in self.trials()]
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        told = trial.user_attrs.get(ENDING)
+        if trial.state == TrialState.RUNNING:
+            told = None
+        best = told["best"] if told else self.kept(trial.number)
+        metric = next(iter(self.spec.search.objective))
+        started = trial.user_attrs.get(STARTED)
+        return TrialRecord(
+            number=trial.number,
+            state=trial.state.name,
+            ending=Ending(told["ending"]) if told else None,
+            reason=told["reason"] if told else "",
+            value=value_of(best, metric) if best else None,
+            best_epoch=int(best["epoch"]) if best else None,
+            epochs=max(self.told(trial.number), default=int(best["epoch"]) if best else 0),
+            best=best,
+            params=self.spec.hparams.from_dict(started["hparams"]).active if started else trial.params,
+            mlflow_run_id=self._study.user_attrs.get(f"{RUN} {trial.number}")
+            or trial.user_attrs.get(RUN)
+            or (told["run"] if told else None),
+        )
+
+    # One trial
+
+    def begun(self, number: int) -> Assignment | None:
+        """The trial as it was handed out last; None where its driver died while it drew."""
+        known = self._frozen(number).user_attrs
+        if STARTED not in known:
+            return None
+        started = known[STARTED]
+        return Assignment(number, self.spec.hparams.from_dict(started["hparams"]), started["times"])
+
+    def written_hparams(self, number: int) -> frozenset[str]:
+        """The hyperparameters that were written down with a trial: none that a later version added."""
+        return frozenset(self._frozen(number).user_attrs.get(STARTED, {}).get("hparams", ()))
+
+    def reported(self, number: int) -> dict[int, float]:
+        """The values of the first objective that were reported, by epoch."""
+        return dict(self._frozen(number).intermediate_values)
+
+    def values(self, number: int) -> list[float] | None:
+        """The values of the objectives that a trial ended with; None where it has none."""
+        trial = self._frozen(number)
+        return list(trial.values) if trial.state == TrialState.COMPLETE else None
+
+    def told(self, number: int) -> frozenset[int]:
+        """The epochs that were reported."""
+        trial = self._frozen(number)
+        return frozenset(trial.intermediate_values) | frozenset(trial.user_attrs.get(EPOCHS, ()))
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+
+def _worth(complete: Sequence[FrozenTrial]) -> dict[int, float]:
+    """By trial, the mean value of all completed trials of the same drawn parameters."""
+    values: dict[str, list[float]] = {}
+    drawn = {trial.number: repr(sorted(trial.params.items())) for trial in complete}
+    for trial in complete:
+        values.setdefault(drawn[trial.number], []).append(cast(float, trial.value))
+    return {number: statistics.fmean(values[key]) for number, key in drawn.items()}
