@@ -54,13 +54,16 @@ class Agenda:
     Args:
         spec: of the search.
         budget: of trials.
+
+    Attributes:
+        is_done: whether the sampler's turn has come.
     """
 
     def __init__(self, spec: SearchSpec, budget: int) -> None:
         self._spec = spec
         self._most = max(1, budget // _SHARE)
         self._seen = (*spec.modality.backbone_knobs, "features")  # what a head sees, beside the policy
-        self._is_done = False
+        self.is_done = False
 
     @classmethod
     def has(cls, spec: SearchSpec) -> bool:
@@ -89,7 +92,7 @@ class Agenda:
             begun: every trial so far.
             ranked: those that completed, best first.
         """
-        if self._is_done:
+        if self.is_done:
             return None
         known = [space.configured(trial.params, self._spec) for trial in begun]
         phases = [trial.user_attrs.get(PHASE) for trial in begun]
@@ -103,7 +106,7 @@ class Agenda:
             for params in self._tuned(best):
                 if space.configured(params, self._spec) not in known:
                     return Step(phase=TUNE, params=params)
-        self._is_done = True
+        self.is_done = True
         return None
 
     def _has_time_for_heads(self, begun: Sequence[FrozenTrial], screened: int) -> bool:

@@ -197,15 +197,18 @@ class SearchStudy(StudyResults):
     def draw_ahead(self) -> None:
         """Draws what `ask` will give next while there is time; until then it is nowhere but in memory.
 
-        It then knows nothing of results that come in between: of one trial fewer than it might.
+        It then knows nothing of results that come in between: of one trial fewer than it might. What the
+        agenda gives is written down as it is asked for, so that is not drawn before it is wanted.
         """
-        enqueued = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if self._ahead is None and not enqueued:
+        if self._ahead is None and not self._has_waiting and (self._agenda is None or self._agenda.is_done):
             self._ahead = self._drawn()
 
+    @property
+    def _has_waiting(self) -> bool:
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
     def _drawn(self) -> Assignment:
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if self._agenda is not None and not waiting:
+        if self._agenda is not None and not self._agenda.is_done and not self._has_waiting:
             step = self._agenda.next(self.trials(), self.ranked())
             if step is not None:
                 self._study.enqueue_trial(dict(step.params), _attributes(step))

@@ -104,6 +104,18 @@ def test_two_workers_screen_and_tune_what_is_known(folder: Path) -> None:
     assert chosen(study.ask())[0] == "full"
 
 
+def test_what_it_gives_is_not_drawn_before_it_is_wanted(folder: Path) -> None:
+    made = home()
+    study = SearchStudy.create(spec_of("search.trials=3"), made)
+    first = study.ask()
+    study.draw_ahead()
+    end(study, first)
+    assert SearchStudy.open(study.spec, made).interrupted() == []
+    run(study, 2)
+    study.draw_ahead()
+    assert SearchStudy.open(study.spec, made).interrupted() == []
+
+
 def test_a_phase_has_a_third_of_the_trials_and_of_the_time(folder: Path) -> None:
     phases = [phase for phase, _ in run(SearchStudy.create(spec_of("search.trials=6"), home()), 6)]
     assert phases == ["screen", "screen", "tune", "tune", "", ""]
