@@ -4,9 +4,10 @@
 
 Fashion-MNIST, 500 validation images, EfficientNet-Lite0, ridge regressions on the last features and on
 stages. A first search visits all features, sizes and policies, which fills the cache; a second one draws from
-the same space, with Optuna, MLflow and a logged model a trial, on two workers of one core each. A trial solves
-a path of strengths, each of them a configuration. Timed from the first trial's start to the last one's end.
-Prints one JSON line; `in_60_seconds` is the rate, times 60, and `solve_seconds` what a path takes of a worker.
+the same space, with Optuna, MLflow and a logged model a trial, on two workers of one core each. A trial
+solves a path of strengths, each of them a configuration. Timed from the first trial's start to the last one's
+end. Prints one JSON line; `in_60_seconds` is the rate, times 60, and `solve_seconds` what a path takes of a
+worker.
 """
 
 from __future__ import annotations
