@@ -36,6 +36,7 @@ from search.run.settlement import settled
 from search.run.tuning import Trainable, run_trials
 from search.search import Search
 from search.spec.search_spec import SearchSpec, read_spec
+from search.study.agenda import agenda_notes
 from search.study.earlier import start_of
 from search.study.finalists import candidates, text, verdict
 from search.study.search_study import SearchStudy
@@ -79,7 +80,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outc
                 if is_inside():
                     sys.stdout.write(answer("launched", search=spec.name))  # nothing was found wrong
                     sys.stdout.flush()
-                for line in (*spec.warnings, *found.data.report.lines()):
+                for line in (*spec.warnings, *found.data.report.lines(), *agenda_notes(spec)):
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
             search = Search(spec, home, study)

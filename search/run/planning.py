@@ -15,7 +15,7 @@ from search.home import Home, is_inside
 from search.spec.domains import Choice, Domain, Fixed, Range
 from search.spec.search_spec import SearchSpec
 from search.spec.sections import SAMPLERS
-from search.study.agenda import Agenda
+from search.study.agenda import agenda_notes
 from search.study.earlier import start_of
 from search.study.intervals import Sample
 from search.study.pruners import pruner_problems
@@ -70,8 +70,7 @@ class Plan:
             f"sampler {spec.search.sampler}, pruner {spec.search.pruner}, "
             f"a trial takes cpu {spec.resources.cpu:g}, gpu {spec.resources.gpu:g}"
         )
-        if Agenda.has(spec):
-            yield Agenda(spec, spec.search.trials).line
+        yield from agenda_notes(spec)
         yield from sampler_notes(spec)
         if start := start_of(spec, self.home):
             yield start.line

@@ -24,7 +24,7 @@ from search.spec.search_spec import SearchSpec
 from search.study import space
 from search.study.recipes import RECIPES, offered, recipe_of
 
-__all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step"]
+__all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step", "agenda_notes"]
 
 PHASE = "phase"
 """What a trial's phase is written down as."""
@@ -61,7 +61,7 @@ class Agenda:
 
     def __init__(self, spec: SearchSpec, budget: int) -> None:
         self._spec = spec
-        self._most = max(1, budget // _SHARE)
+        self._most = most_trials(budget)
         self._seen = (*spec.modality.backbone_knobs, "features")  # what a head sees, beside the policy
         self.is_done = False
 
@@ -75,14 +75,6 @@ class Agenda:
             and _has(spec, "strategy", "probe")
             and not spec.multi_objective
             and spec.search.sampler != "grid"
-        )
-
-    @property
-    def line(self) -> str:
-        """The same for a person."""
-        return (
-            f"phases: at most {self._most} solved heads are screened, the best {_FEW} fine-tuned by recipe, "
-            f"then {self._spec.search.sampler} searches"
         )
 
     def next(self, begun: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial]) -> Step | None:
@@ -162,6 +154,22 @@ class Agenda:
         params = space.fitted_params(self._spec, values)
         if params is not None and space.configured(params, self._spec) is not None:
             yield params
+
+
+def agenda_notes(spec: SearchSpec) -> list[str]:
+    """What a person should know of the spec's agenda before it runs."""
+    if not Agenda.has(spec):
+        return []
+    most, then = most_trials(spec.search.trials), spec.search.sampler
+    return [
+        f"phases: at most {most} solved heads are screened, the best {_FEW} fine-tuned by recipe, "
+        f"then {then} searches"
+    ]
+
+
+def most_trials(budget: int) -> int:
+    """How many of a budget of trials a phase has at most."""
+    return max(1, budget // _SHARE)
 
 
 def _seconds(trial: FrozenTrial) -> float:

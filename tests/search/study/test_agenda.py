@@ -10,7 +10,7 @@ import pytest
 
 from search.home import Home
 from search.spec.search_spec import SearchSpec
-from search.study.agenda import PHASE, Agenda
+from search.study.agenda import PHASE, Agenda, agenda_notes
 from search.study.search_study import Assignment, Ending, SearchStudy
 from tests.search.specs import small
 from trainables.record import METRICS
@@ -157,9 +157,11 @@ def test_fine_tuning_begins_while_it_can_end_in_time(
 )
 def test_only_a_space_with_solved_heads_and_trunks_that_train_has_one(overrides: tuple[str, ...]) -> None:
     assert Agenda.has(spec_of())
-    assert "at most 10 solved heads are screened, the best 3 fine-tuned" in Agenda(spec_of(), 30).line
+    (note,) = agenda_notes(spec_of())
+    assert "at most 10 solved heads are screened, the best 3 fine-tuned by recipe, then tpe" in note
     assert not Agenda.has(spec_of(*overrides))
     assert not Agenda.has(small())
+    assert agenda_notes(small()) == []
 
 
 def test_a_search_launched_before_there_was_one_has_none(folder: Path) -> None:
