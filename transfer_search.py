@@ -16,10 +16,13 @@ __all__ = ["entry"]
 
 def entry() -> NoReturn:
     """Entry point of the console script."""
-    for name in ("search", "trainables"):
-        _take(name, Path(__file__).resolve().parent / name)
-    from search.cli.main import entry as run
-
+    try:
+        for name in ("search", "trainables"):
+            _take(name, Path(__file__).resolve().parent / name)
+        from search.cli.main import entry as run
+    except KeyboardInterrupt:  # Ctrl-C while it imports
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
     run()
 
 

@@ -11,6 +11,7 @@
     ├── ExportMismatch           an exported model does not reproduce the recorded metric
     ├── RayDidNotStart           Ray could not be started on this machine
     └── TrackingError            MLflow cannot be reached or refused
+        └── ExperimentDeleted    somebody deleted the experiment there; it can be restored
 
 Each says what was given, where, what is allowed and what to do. Errors of other libraries are
 translated where they are met, with the original as cause.
@@ -25,6 +26,7 @@ __all__ = [
     "AllFailedAlike",
     "BadInput",
     "CheckpointsError",
+    "ExperimentDeleted",
     "ExportMismatch",
     "Problem",
     "RayDidNotStart",
@@ -79,6 +81,10 @@ class RayDidNotStart(TransferSearchError):
 
 class TrackingError(TransferSearchError):
     """MLflow cannot be reached, or refused what was sent."""
+
+
+class ExperimentDeleted(TrackingError):
+    """MLflow's experiment was deleted, and can be restored; nothing can be written to it until then."""
 
 
 @dataclass(frozen=True, kw_only=True)

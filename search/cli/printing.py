@@ -62,10 +62,13 @@ def farewell(search: Search, outcome: Outcome) -> None:
         highlight=False,
     )
     if row.best_trial is None:
-        console.print(f"no trial completed; see `transfer-search logs {search.name}`", style="yellow")
-        if outcome.value == "FINISHED":
-            raise typer.Exit(1)
-        return
+        if outcome.value != "FINISHED":
+            told = f"no trial has completed yet; go on with `transfer-search resume {search.name}`"
+            console.print(told, style="yellow", soft_wrap=True)
+            return
+        told = f"no trial completed; see `transfer-search trials {search.name}` for the reasons"
+        console.print(told, style="yellow", soft_wrap=True)
+        raise typer.Exit(1)
     for winner in best_rows(search, linked=False):
         show_winner(winner)
     if search.links.view:

@@ -75,6 +75,13 @@ def export(
         typer.Option(help="Alias of the registered version; it moves only to a model that is no worse."),
     ] = None,
     force: Annotated[bool, typer.Option(help="Move the alias to a worse model too.")] = False,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Where data or MLflow is now: data.source=DIR, tracking.uri=URL."),
+    ] = None,
+    unchecked: Annotated[
+        bool, typer.Option(help="Write the model without checking it on the data, which may be gone.")
+    ] = False,
     through_mlflow: Annotated[bool, typer.Option(hidden=True)] = False,
     home: HomeOption = None,
 ) -> None:
@@ -82,13 +89,19 @@ def export(
     from search.home import Home
     from search.results.export import export_trial, stored_export
     from search.results.registration import Registration
+    from search.run.premises import check_movable
     from search.search import Search
+    from search.spec.search_spec import read_spec
 
     if alias and not register:
         raise BadInput("--alias needs --register MODEL")
     if trial is not None and finalist is not None:
         raise BadInput("--trial and --finalist name different models; give one of them")
-    search = Search.open(Home.existing(name, home))
+    if unchecked and (register or through_mlflow):
+        raise BadInput("--unchecked writes files alone, on this machine; leave out --register and --address")
+    check_movable(override or ())
+    place = Home.existing(name, home)
+    search = Search.open(place, read_spec(place.spec, override or ()))
     wanted = [each.value for each in dict.fromkeys(formats or ())] or list(search.spec.modality.export_files)
     registration = None
     if register:
@@ -98,7 +111,15 @@ def export(
     if through_mlflow:
         stored = stored_export(search, trial=trial, finalist=finalist, formats=wanted, console=console)
     else:
-        for line in export_trial(search, to, trial=trial, finalist=finalist, formats=wanted, console=console):
+        for line in export_trial(
+            search,
+            to,
+            trial=trial,
+            finalist=finalist,
+            formats=wanted,
+            unchecked=unchecked,
+            console=console,
+        ):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if registration:
         version = registration.make(None if through_mlflow else to)

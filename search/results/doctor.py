@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from search.errors import ExperimentDeleted
 from search.home import Home
 from search.results.findings import Cure, Finding, findings
 from search.search import Search
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending, TrialRecord
+from search.tracking.moved import missing_store, moved_store
 from search.tracking.reader import delete_models, delete_run, parent_run
+from search.tracking.stores import check_store
 from search.tracking.tracker import Tracker
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import read_epochs
@@ -44,6 +47,8 @@ def examine(search: Search, *, repair: bool = False, tell: Tell = lambda text: N
     home, spec = search.home, search.spec
     if home.driver() is not None:
         return []
+    if told := _of_store(search, repair=repair, tell=tell):
+        return [told]
     found = [list(findings(place, spec, study)) for place, study in search.studies]
     found[0] += _of_parent(spec, search.study)
     if repair and any(found):
@@ -58,6 +63,28 @@ def examine(search: Search, *, repair: bool = False, tell: Tell = lambda text: N
         return examine(Search.open(home))
     every = [each for wrong in found for each in wrong]
     return [f"{each.text} ({each.cure.value})" if each.cure in _TOLD else each.text for each in every]
+
+
+def _of_store(search: Search, *, repair: bool, tell: Tell) -> str | None:
+    """What keeps MLflow's store from being compared at all, unless it is mended now."""
+    uri, name = search.spec.tracking_uri, search.name
+    if gone := missing_store(uri):
+        if not repair:
+            return (
+                f"MLflow's store {gone} is not there; if it has moved, `transfer-search resume {name} --set "
+                f"tracking.uri=URL` says where; else `transfer-search doctor {name} --repair` makes it anew"
+            )
+        tell(f"MLflow's store {gone} is not there: it is made anew")
+    try:
+        check_store(search.spec)
+    except ExperimentDeleted as error:
+        return str(error)
+    if moved := moved_store(uri):
+        if not repair:
+            return f"{moved} (`resume`, or `doctor {name} --repair`, mends it)"
+        tell(f"{moved}: its tables are given the new addresses")
+        moved.mend()
+    return None
 
 
 _TOLD = (Cure.RESUME, Cure.NONE)

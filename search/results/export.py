@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,10 @@ from search.errors import BadInput, ExportMismatch, TrackingError, TransferSearc
 from search.results.readme import readme
 from search.results.rows import FinalistRow, TrialRow, chosen, model_folder
 from search.run.planning import cache_root
+from search.run.premises import data_change
 from search.search import Search
 from search.tracking.artifacts import store_files
+from trainables.errors import DataError
 from trainables.modalities import modality
 from trainables.modality import Data, Exporter, Modality, Predictor
 from trainables.training.card import ModelError
@@ -38,16 +40,40 @@ __all__ = ["ExportedModel", "export_trial", "open_export", "opened_model", "repl
 CARD_FILE = "model.json"
 README_FILE = "README.md"
 _BATCH = 64
+_WHERE = (
+    "if the data of the launch is elsewhere, say where with --set data.source=DIR; where it is gone, "
+    "--unchecked writes the model without checking it"
+)
 _TOLERANCE = 1e-3  # of an accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedModel:
-    """A trial's model with what an export of it needs: its row, and the data that it is checked on."""
+    """A trial's model with what an export of it needs.
+
+    Attributes:
+        row: its trial's.
+        loaded: the model.
+        data: that it is checked on; None: it is not.
+        premises: what the search was launched on, as far as that was written down.
+    """
 
     row: TrialRow
     loaded: LoadedModel
-    data: Data
+    data: Data | None
+    premises: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data that it was trained on."""
+        return self.data.fingerprint if self.data else str(self.premises.get("data", "unknown"))
+
+    @property
+    def images(self) -> Mapping[str, int]:
+        """How many images each split of that had, where that is known."""
+        if self.data is None:
+            return dict(self.premises.get("images", {}))
+        return {split: len(indices) for split, indices in self.data.splits.items()}
 
     @property
     def modality(self) -> Modality[Any]:
@@ -55,19 +81,35 @@ class ExportedModel:
         return modality(self.loaded.card.hparams.modality)
 
 
-def opened_model(search: Search, trial: int | None = None, finalist: int | None = None) -> ExportedModel:
+def opened_model(
+    search: Search, trial: int | None = None, finalist: int | None = None, *, unchecked: bool = False
+) -> ExportedModel:
     """The model of a trial (None: the best, or the winner), or of a finalist's best fresh run.
 
+    Args:
+        search: whose model it is.
+        trial, finalist: which one.
+        unchecked: whether to do without the data.
+
     Raises:
-        BadInput: if there is no such trial or model.
+        BadInput: if there is no such trial or model, or the data is not what the search was launched on.
     """
     spec, row = search.spec, chosen(search, trial, finalist)
     try:
         loaded = load_delta(model_folder(search, row))
     except ModelError as error:
         raise BadInput(f"the model of trial {row.trial} cannot be opened: {error}") from error
-    data = spec.modality.load(spec.data.config, cache_dir=cache_root(spec))
-    return ExportedModel(row=row, loaded=loaded, data=data)
+    premises = search.study.premises or {}
+    if unchecked:
+        return ExportedModel(row=row, loaded=loaded, data=None, premises=premises)
+    try:
+        data = spec.modality.load(spec.data.config, cache_dir=cache_root(spec))
+    except DataError as error:
+        raise BadInput(f"{error}\n{_WHERE}") from error
+    if change := data_change(premises, data):
+        told = f"the model of trial {row.trial} cannot be checked, since the data has changed ({change})"
+        raise BadInput(f"{told}\n{_WHERE}")
+    return ExportedModel(row=row, loaded=loaded, data=data, premises=premises)
 
 
 def export_trial(
@@ -77,6 +119,7 @@ def export_trial(
     trial: int | None = None,
     finalist: int | None = None,
     formats: Sequence[str],
+    unchecked: bool = False,
     console: Console,
 ) -> Iterator[str]:
     """Writes the model of a trial (None: the best, or the winner) to the folder `to`, whole or not at all.
@@ -89,7 +132,7 @@ def export_trial(
         TransferSearchError: if the disk does not take it.
     """
     replaceable(to)
-    model = opened_model(search, trial, finalist)
+    model = opened_model(search, trial, finalist, unchecked=unchecked)
     unknown = sorted(set(formats) - set(model.modality.export_files))
     if unknown:
         raise BadInput(
@@ -110,7 +153,14 @@ def export_trial(
                 yield checks[-1]
             progress("export", len(formats), len(formats))
         text = readme(
-            search, model.row, model.loaded.card, model.data, formats, checks, exporter.facts(written)
+            search,
+            model.row,
+            model.loaded.card,
+            fingerprint=model.fingerprint,
+            images=model.images,
+            formats=formats,
+            checks=checks,
+            facts=exporter.facts(written),
         )
         (written / README_FILE).write_text(text, encoding="utf-8")
     yield f"trial {model.row.trial} is exported to {to}: {', '.join(names)}"
@@ -185,7 +235,12 @@ def stored_export(
 def _checked(model: ExportedModel, kind: str, exporter: Exporter, folder: Path) -> str:
     """Measures a file on the validation split; says so, or raises `ExportMismatch`."""
     predictor = model.modality.read_export(kind, folder / model.modality.export_files[kind])
-    accuracy, recorded = _accuracy(predictor, model), predictor.card.metric["val_accuracy"]
+    if model.data is None:
+        return f"{kind}: read back, and not checked on images"
+    accuracy, recorded = (
+        _accuracy(predictor, model.modality, model.data),
+        predictor.card.metric["val_accuracy"],
+    )
     # Other kernels round otherwise: one image in a thousand may fall on the other side.
     if abs(accuracy - recorded) > _TOLERANCE:
         raise ExportMismatch(
@@ -200,12 +255,12 @@ def _checked(model: ExportedModel, kind: str, exporter: Exporter, folder: Path) 
     return f"{told}; {more}" if more else told
 
 
-def _accuracy(predictor: Predictor, model: ExportedModel) -> float:
-    examples = model.data.examples(predictor.card.preprocessing)
-    indices = model.data.splits["validation"]
+def _accuracy(predictor: Predictor, kind: Modality[Any], data: Data) -> float:
+    examples = data.examples(predictor.card.preprocessing)
+    indices = data.splits["validation"]
     with torch.no_grad():
         parts = [predictor.logits(examples[batch]) for batch in indices.split(_BATCH)]
-    accuracy: float = model.modality.scores(torch.cat(parts), model.data.labels[indices]).accuracy
+    accuracy: float = kind.scores(torch.cat(parts), data.labels[indices]).accuracy
     return accuracy
 
 

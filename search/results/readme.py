@@ -16,8 +16,8 @@ from search.results.rows import TrialRow, WinnerRow
 from search.search import Search
 from search.study.finalists import mean_text
 from trainables.modalities import modality
-from trainables.modality import Data
 from trainables.training.card import Card
+from trainables.training.splits import SPLITS
 
 __all__ = ["interval", "readme"]
 
@@ -29,7 +29,8 @@ def readme(
     search: Search,
     row: TrialRow,
     card: Card,
-    data: Data,
+    fingerprint: str,
+    images: Mapping[str, int],
     formats: Sequence[str],
     checks: Sequence[str],
     facts: Mapping[str, Any],
@@ -40,7 +41,8 @@ def readme(
         search: whose model it is.
         row: the trial's, as `rows.chosen` gives it.
         card: the model's.
-        data: what it was trained on.
+        fingerprint: of the data that it was trained on.
+        images: how many each split of that had.
         formats: that were written.
         checks: what was found when they were read back.
         facts: what the exporter tells of the files.
@@ -58,9 +60,9 @@ def readme(
         date=datetime.date.today().isoformat(),
         version=__version__,
         source=search.spec.data.source,
-        sizes={name: f"{len(indices):,}" for name, indices in data.splits.items()},
-        fingerprint=data.fingerprint,
-        metrics=list(_metrics(row, card, data)),
+        sizes={name: f"{images[name]:,}" if name in images else "unknown" for name in SPLITS},
+        fingerprint=fingerprint,
+        metrics=list(_metrics(row, card, images)),
         licence=modality(card.hparams.modality).licence(card),
         versions=", ".join(
             [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]
@@ -69,13 +71,13 @@ def readme(
     return text.replace("\\\n", "")
 
 
-def _metrics(row: TrialRow, card: Card, data: Data) -> Iterator[dict[str, Any]]:
+def _metrics(row: TrialRow, card: Card, images: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     """The model's own metrics, then what its trial's fresh runs had together."""
     for name, value in card.metric.items():
         if not name.startswith(("val_", "test_")):
             continue
         split = "validation" if name.startswith("val_") else "test"
-        count = len(data.splits[split])
+        count = images.get(split, 0)
         bounds = interval(value, count) if name.endswith("_accuracy") else None
         yield {
             "name": name,

@@ -11,6 +11,7 @@ import torch
 from search.errors import BadInput
 from search.results.export import opened_model
 from search.search import Search
+from search.tracking.moved import missing_store
 from search.tracking.registry import Candidate, check_names, defended, registered
 
 __all__ = ["Registration"]
@@ -39,10 +40,16 @@ class Registration:
         self._name, self._alias = name, alias
         self._search = search
         self._model = opened_model(search, trial, finalist)
+        assert self._model.data is not None
+        self._data = self._model.data
         kind = self._model.modality
         if _FORMAT not in kind.export_files:
             raise BadInput(f"a model of {kind.name} cannot be registered: it cannot be exported as {_FORMAT}")
         self._exporter = kind.exporter(self._model.loaded)
+        if gone := missing_store(search.spec.tracking_uri):
+            raise BadInput(
+                f"MLflow's store {gone} is not there; if it has moved, say where with --set tracking.uri=URL"
+            )
         if self._model.row.mlflow_run_id is None:
             raise BadInput(
                 f"MLflow has no run of trial {self._model.row.trial}; send it with "
@@ -51,7 +58,7 @@ class Registration:
 
     @cached_property
     def _candidate(self) -> Candidate:
-        row, data = self._model.row, self._model.data
+        row, data = self._model.row, self._data
         assert row.mlflow_run_id is not None
         assert row.epoch is not None
         assert row.value is not None
@@ -104,12 +111,12 @@ class Registration:
                 self._alias,
                 graph=folder / graph,
                 code=folder / code,
-                example=self._exporter.sample(self._model.data),
+                example=self._exporter.sample(self._data),
             )
 
     def _measure(self, graph: Path) -> float | None:
         """The value of another graph on this model's validation images; None where it tells other classes."""
-        kind, data = self._model.modality, self._model.data
+        kind, data = self._model.modality, self._data
         predictor = kind.read_export(_FORMAT, graph)
         metric = self._candidate.metric.removeprefix("val_")
         if predictor.card.classes != data.classes:

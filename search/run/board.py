@@ -100,7 +100,7 @@ class Board:
     def attempt_failed(self, number: int, reason: str) -> None:
         last = reason.strip().splitlines()[-1] if reason.strip() else "no reason given"
         told = f"{self._role} {self._label(number)}: an attempt failed: {last}"
-        self._console.print(told, style="red", markup=False)
+        self._console.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
 
     def trial_moved(self, number: int, moves: int) -> None:
         told = f"{self._role} {self._label(number)}: its node was lost; it goes on elsewhere"

@@ -215,6 +215,7 @@ class Conductor:
                 return False
         if failure.kind is FailureKind.NODE_LOST:
             return self._moved(tune_id)
+        log.warning("an attempt at %s %d failed: %s", self.study.role, number, failure.traceback)
         for observer in self._observers:
             observer.attempt_failed(number, failure.traceback)
         if failure.kind is FailureKind.NO_ROOM and self._was_waited_for():

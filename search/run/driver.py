@@ -1,22 +1,17 @@
-"""What the process that drives a search has about it: a stopwatch, signals that stop it, a log."""
+"""What the process that drives a search has about it: a stopwatch and a log."""
 
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from rich.console import Console
 
 from search.home import Home
 from search.masking import MaskingFilter
 from search.study.search_study import SearchStudy
 
-__all__ = ["Stopwatch", "driver_log", "stop_signals"]
+__all__ = ["Stopwatch", "driver_log"]
 
 
 class Stopwatch:
@@ -38,28 +33,6 @@ class Stopwatch:
         now = time.monotonic()
         self._study.seconds_spent += now - self._written
         self._written = now
-
-
-@contextmanager
-def stop_signals(console: Console) -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set: the search then ends in order and can be resumed."""
-    stopped = threading.Event()
-
-    def stop(signum: int, frame: Any) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-        console.print("stopping; what runs can be resumed (once more to quit at once)", style="yellow")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 @contextmanager

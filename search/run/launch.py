@@ -26,13 +26,14 @@ from search.run.board import Board
 from search.run.capacity import Capacity
 from search.run.checkpoints import Checkpoints
 from search.run.conductor import Conductor
-from search.run.driver import Stopwatch, driver_log, stop_signals
+from search.run.driver import Stopwatch, driver_log
 from search.run.failures import Alike
 from search.run.preflight import planned, refusals
 from search.run.premises import Premises, check_movable
 from search.run.ray_session import cluster_ray, local_ray
 from search.run.room import Room
 from search.run.settlement import settled
+from search.run.signals import interruptible, stop_signals
 from search.run.tuning import Trainable, run_trials
 from search.search import Search
 from search.spec.search_spec import SearchSpec, read_spec
@@ -66,7 +67,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outc
     home.check_free()
     if problems := refusals(spec, home):
         planned(spec, home, None, problems)  # tells what is wrong with the data too
-    with home.beginning(), ready_sender(home) as sender, _ray(preloaded=True):
+    with interruptible(), home.beginning(), ready_sender(home) as sender, _ray(preloaded=True):
         with progress_bar(console) as progress:
             found = planned(spec, home, progress)
         with _created(spec, home) as study:
@@ -76,7 +77,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outc
 
                 Premises.of(spec, found).keep(study)
                 study.samples = samples(found.data)
-                home.keep(spec.to_yaml())
+                home.keep(spec.to_yaml(home.root))
                 if is_inside():
                     sys.stdout.write(answer("launched", search=spec.name))  # nothing was found wrong
                     sys.stdout.flush()
@@ -143,8 +144,13 @@ def _told_where_to_set(home: Home) -> Iterator[None]:
     try:
         yield
     except SpecError as error:
-        for place, key in (("data", "data.source=DIR"), ("tracking", "tracking.uri=URL")):
-            if any(problem.place.startswith(place) for problem in error.problems):
+        moved = (
+            ("data", "", "data.source=DIR"),
+            ("tracking", "", "tracking.uri=URL"),
+            ("space.backbone", "no such file", "space.weights=FILE"),
+        )
+        for place, said, key in moved:
+            if any(each.place.startswith(place) and said in each.message for each in error.problems):
                 error.add_note(f"if it has moved: transfer-search resume {home.name} --set {key}")
         raise
 
@@ -159,9 +165,12 @@ def _resumed(
     retry_failed: bool,
     is_moved: bool,
 ) -> tuple[Search, Outcome]:
-    if problems := refusals(spec, home, is_new=False):
+    def warn(text: str) -> None:
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    if problems := refusals(spec, home, is_new=False, tell=warn):
         planned(spec, home, None, problems)
-    with ExitStack() as stack:
+    with interruptible(), ExitStack() as stack:
         stack.enter_context(home.lock())
         search = Search.open(home, spec)
         sender = stack.enter_context(ready_sender(home))
@@ -178,7 +187,7 @@ def _resumed(
                 premises.keep(search.study)
             search.study.samples = samples(found.data)
             if is_moved:
-                home.keep(spec.to_yaml())
+                home.keep(spec.to_yaml(home.root))
             if trials is not None:
                 search.study.budget = trials
             if retry_failed:
@@ -230,7 +239,7 @@ def _ray(*, preloaded: bool = False) -> Iterator[None]:
         return
     if preloaded:  # here too meanwhile, since the start of Ray is mostly waiting
         threading.Thread(target=_import_all, daemon=True).start()
-    with local_ray(preloaded=preloaded):
+    with local_ray(preloaded=preloaded), interruptible():  # Ray sets handlers of its own
         yield
 
 

@@ -44,12 +44,14 @@ class Plan:
         home: where it would be written.
         data: what was found.
         trainable: trained and all parameters, by (backbone, weights, strategy).
+        weights: digests of the weights that trials start from, by backbone and weights.
     """
 
     spec: SearchSpec
     home: Home
     data: Data
     trainable: Mapping[tuple[str, str, str], tuple[int, int]]
+    weights: Mapping[str, str]
 
     def lines(self) -> Iterator[str]:
         """The plan for a person."""
@@ -122,10 +124,11 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
             problems.append(Problem(place="search.sampler", given=repr(spec.search.sampler), message=message))
     classes = len(data.classes) if data else 2
     trainable: dict[tuple[str, str, str], tuple[int, int]] = {}
+    weights: dict[str, str] = {}
     builds = spec.modality.backbone_knobs
     for values in product(*map(values_of, map(spec.domain, builds))):
         asked = dict(zip(builds, values, strict=True))
-        name, weights = asked["backbone"], asked["weights"]
+        name, start = asked["backbone"], asked["weights"]
         try:
             backbone = spec.modality.backbone(asked)
         except BackboneError as error:
@@ -133,17 +136,23 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
             if problem not in problems:
                 problems.append(problem)
             continue
+        weights[_called(name, start)] = backbone.weights_hash
         if data is not None and not trainable:
             problems += _policy_problems(spec, data, backbone)
         if lack := _without_stages(backbone, spec, classes):
             problems.append(Problem(place="space.features", given="'stages'", message=lack))
             continue
         for strategy in values_of(spec.domain("strategy")):
-            key = (name, weights, strategy)
+            key = (name, start, strategy)
             trainable.setdefault(key, _parameters(backbone, strategy, spec, classes))
     if problems or data is None:
         raise SpecError(f"search {spec.name}", problems)
-    return Plan(spec, home, data, trainable)
+    return Plan(spec, home, data, trainable, weights)
+
+
+def _called(backbone: str, weights: str) -> str:
+    """What a person calls a backbone with its weights; a file by its name, wherever it lies."""
+    return backbone if weights == "pretrained" else f"{backbone} ({Path(weights).name})"
 
 
 def _without_stages(backbone: Backbone, spec: SearchSpec, classes: int) -> str | None:

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from search.errors import BadInput, Problem, SpecError, TrackingError, TransferSearchError
+from search.errors import BadInput, ExperimentDeleted, Problem, SpecError, TrackingError, TransferSearchError
 from search.home import Home, is_inside
 from search.run.capacity import Capacity
 from search.run.ray_session import cluster_ray
@@ -35,10 +35,13 @@ def preflight(spec: SearchSpec, home: Home, progress: Progress | None = None) ->
     return planned(spec, home, progress, refusals(spec, home))
 
 
-def refusals(spec: SearchSpec, home: Home, *, is_new: bool = True) -> list[Problem]:
+def refusals(
+    spec: SearchSpec, home: Home, *, is_new: bool = True, tell: Callable[[str], None] = lambda text: None
+) -> list[Problem]:
     """What the machine, the storage or MLflow refuses; found at once, before anything is started.
 
-    A server may be away for a while from a search that is not new.
+    A search that is not new goes on where its server is away, or its experiment was deleted: the outbox keeps
+    what MLflow does not take. `tell` is told so.
 
     Raises:
         Refused: if MLflow does not know the user.
@@ -48,7 +51,7 @@ def refusals(spec: SearchSpec, home: Home, *, is_new: bool = True) -> list[Probl
         problems += _name_problems(spec, home)
         problems += _start_problems(spec, home)
     if is_new or spec.tracking_uri.startswith("sqlite:"):
-        problems += _store_problems(spec)
+        problems += _store_problems(spec, None if is_new else tell)
     return problems
 
 
@@ -89,9 +92,14 @@ def _start_problems(spec: SearchSpec, home: Home) -> list[Problem]:
     return []
 
 
-def _store_problems(spec: SearchSpec) -> list[Problem]:
+def _store_problems(spec: SearchSpec, tell: Callable[[str], None] | None) -> list[Problem]:
     try:
         check_store(spec)
+    except ExperimentDeleted as error:
+        if tell is None:
+            return [Problem(place="tracking", given=None, message=str(error))]
+        repair = f"`transfer-search doctor {spec.name} --repair`"
+        tell(f"{error}; the trials go on, and {repair} sends later what it has missed")
     except TrackingError as error:
         return [Problem(place="tracking", given=None, message=str(error))]
     return []

@@ -6,25 +6,27 @@ Values of trials that saw other images, or that were drawn from another space, c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from search.errors import BadInput
-from search.spec.domains import plain
+from search.spec.domains import Domain, Fixed, plain
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import SearchStudy
 
 if TYPE_CHECKING:
     from search.run.planning import Plan
+    from trainables.modality import Data
 
-__all__ = ["MOVABLE", "Premises", "check_movable"]
+__all__ = ["MOVABLE", "Premises", "check_movable", "data_change"]
 
 MOVABLE = (
     "cache",
     "data.root",
     "data.source",
     "resources",
+    "space.weights",
     "tracking.experiment",
     "tracking.uri",
 )
@@ -40,21 +42,22 @@ class Premises:
         classes: their names.
         images: how many each split has.
         space: the domains of the hyperparameters, as a spec writes them.
+        weights: digests of the weights that trials start from, by what they are called.
     """
 
     data: str
     classes: Sequence[str]
     images: dict[str, int]
     space: dict[str, Any]
+    weights: dict[str, str]
 
     @classmethod
     def of(cls, spec: SearchSpec, plan: Plan) -> Self:
         """Those of a plan."""
         return cls(
-            data=plan.data.fingerprint,
-            classes=list(plan.data.classes),
-            images={split: len(places) for split, places in plan.data.splits.items()},
-            space={name: plain(domain) for name, domain in spec.space.items() if name != "weights"},
+            **_of_data(plan.data),
+            space={name: plain(domain) for name, domain in spec.space.items() if not _is_file(name, domain)},
+            weights=dict(plan.weights),
         )
 
     def keep(self, study: SearchStudy) -> None:
@@ -83,16 +86,39 @@ class Premises:
 
     def _changes(self, launched: dict[str, Any]) -> Iterator[str]:
         now = self._plain()
-        if launched["data"] != now["data"]:
-            yield f"the data has changed ({_data_change(launched, now)})"
+        if change := _difference(launched, now):
+            yield f"the data has changed ({change})"
         was, is_now = launched["space"], now["space"]
         changed = [name for name in {**was, **is_now} if was.get(name) != is_now.get(name)]
         if changed:
             told = [f"{name} was {was.get(name)}, is {is_now.get(name)}" for name in changed]
             yield f"the space has changed ({', '.join(told)})"
+        if (before := launched.get("weights")) is not None and before != now["weights"]:
+            yield f"the weights have changed ({_weights_change(before, now['weights'])})"
 
 
-def _data_change(was: dict[str, Any], now: dict[str, Any]) -> str:
+def _is_file(name: str, domain: Domain) -> bool:
+    """Whether a domain names one file of weights, which may lie anywhere; of several the study knows."""
+    return name == "weights" and isinstance(domain, Fixed)
+
+
+def data_change(launched: Mapping[str, Any], data: Data) -> str | None:
+    """How data differs from that of a launch; None where it does not, or nobody knows."""
+    return _difference(launched, _of_data(data)) if launched else None
+
+
+def _of_data(data: Data) -> dict[str, Any]:
+    """What is written down of data."""
+    return {
+        "data": data.fingerprint,
+        "classes": list(data.classes),
+        "images": {split: len(places) for split, places in data.splits.items()},
+    }
+
+
+def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    if was["data"] == now["data"]:
+        return None
     if was["classes"] != now["classes"]:
         gone = [name for name in was["classes"] if name not in now["classes"]]
         new = [name for name in now["classes"] if name not in was["classes"]]
@@ -103,6 +129,15 @@ def _data_change(was: dict[str, Any], now: dict[str, Any]) -> str:
         if count != now["images"].get(split)
     ]
     return ", ".join(counts) or "as many images, but other ones, or other labels"
+
+
+def _weights_change(was: dict[str, str], now: dict[str, str]) -> str:
+    told = []
+    for name in {**was, **now}:
+        before, after = (each[name][:12] if name in each else "not there" for each in (was, now))
+        if before != after:
+            told.append(f"{name} {before} -> {after}")
+    return ", ".join(told)
 
 
 def check_movable(overrides: Sequence[str]) -> None:

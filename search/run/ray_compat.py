@@ -174,6 +174,7 @@ _CHAINED_MEMORY = re.compile(r"^torch\.OutOfMemoryError: .*", re.MULTILINE)
 _NO_ROOM = re.compile(r"^OSError: \[Errno (28|122)\]", re.MULTILINE)
 """In a traceback that says of a file that its disk, or its user's part of it, is full."""
 _KEPT_CHARACTERS = 20_000
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def failure_of(trial: Trial) -> Failure:
@@ -188,8 +189,9 @@ def failure(error: Exception | None, traceback: str = "") -> Failure:
         error: the exception; None where Tune has none.
         traceback: what is shown of it; "": its own text.
     """
-    traceback = traceback or str(error or "the trial's process ended without a word")
-    last = next(reversed(str(error or traceback).strip().splitlines()), "")
+    said = _COLOUR.sub("", str(error or "the trial's process ended without a word"))
+    traceback = _COLOUR.sub("", traceback) or said
+    last = next(reversed((said if error else traceback).strip().splitlines()), "")
     kind = FailureKind.OTHER
     match error:
         case ActorUnavailableError():

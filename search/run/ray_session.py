@@ -27,6 +27,8 @@ _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # Nothing reads Tune's snapshots of its own state, and a failed one would end the search.
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
+    # A failure is told in a line by the board, and whole in the driver's log, the study and MLflow.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": str(10**9),
     # A new trial need not wait until the process of the one before has started; `Capacity` bounds them.
     "TUNE_MAX_PENDING_TRIALS_PG": "64",

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher, SearchGenerator
 from ray.tune.stopper import Stopper
@@ -128,6 +129,16 @@ class _StopWhen(Stopper):  # type: ignore[misc]
         return {}  # Tune pickles it into snapshots that nobody reads
 
 
+class _Silent(TrialProgressCallback):  # type: ignore[misc]
+    """Takes the place of what Tune prints of trials, whatever its verbosity: the board shows them."""
+
+    def on_trial_complete(self, *args: Any, **info: Any) -> None:
+        """Prints nothing."""
+
+    def log_result(self, *args: Any, **info: Any) -> None:
+        """Prints nothing."""
+
+
 def run_trials(conductor: Conductor, *, trainable: Trainable | None = None) -> None:
     """Runs trials until the budget is met or the conductor says stop. Ray must be running.
 
@@ -153,6 +164,7 @@ def run_trials(conductor: Conductor, *, trainable: Trainable | None = None) -> N
         max_failures=-1,  # the conductor counts them
         stop=_StopWhen(conductor.should_end),
         raise_on_failed_trial=False,
+        callbacks=[_Silent()],
         verbose=0,
         trial_dirname_creator=lambda trial: trial.trial_id,
     )

@@ -20,6 +20,7 @@ from search.errors import Problem, SpecError
 from search.home import NAME
 from search.spec.document import located, override, parsed, text_of
 from search.spec.domains import Choice, Domain, Fixed, Range, plain, points, read_space
+from search.spec.places import placed, portable
 from search.spec.section import Section, problems_of
 from search.spec.sections import (
     CacheSection,
@@ -118,11 +119,16 @@ class SearchSpec(Section):
         value = own.get(name)
         return self.knobs[name].default if value is None else value
 
-    def to_yaml(self) -> str:
-        """The spec as `launch` keeps it; reading it again gives an equal value."""
+    def to_yaml(self, home: Path | None = None) -> str:
+        """The spec as text; reading it again gives an equal value.
+
+        Args:
+            home: the folder that will keep it: paths of the project are told from there; None: absolute ones.
+        """
         values = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
         values["space"] = {name: plain(domain) for name, domain in self.space.items()}
-        return str(yaml.safe_dump(values, sort_keys=False))
+        kept = values if home is None else portable(values, home)
+        return str(yaml.safe_dump(kept, sort_keys=False))
 
 
 def read_spec(
@@ -145,6 +151,8 @@ def read_spec(
     problems = list(override(raw, overrides))
     if name is not None:
         raw["name"] = name
+    if isinstance(source, Path):
+        raw = placed(raw, source.parent)
     space, space_problems = read_space(raw.get("space"), _knobs(raw), _given_with_data(raw))
     problems += space_problems
     checked = {**raw, "space": space}

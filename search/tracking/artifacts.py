@@ -12,6 +12,7 @@ from search.errors import TrackingError
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import SearchStudy
 from search.tracking.client import connect, refuse, without_secrets
+from search.tracking.moved import missing_store
 
 __all__ = ["fetch_files", "log_report", "store_files"]
 
@@ -20,6 +21,8 @@ def log_report(spec: SearchSpec, study: SearchStudy, text: str, file: str) -> st
     """Puts a file of text on the search's parent run; returns why MLflow did not take it, if so."""
     if study.parent_run is None:
         return "the search has no run there"
+    if gone := missing_store(spec.tracking_uri):
+        return f"its store {gone} is not there"
     try:
         connect(spec.tracking_uri).log_text(study.parent_run, text, file)
     except Exception as error:  # of any of its stores; the report itself is written

@@ -15,6 +15,7 @@ from sqlalchemy import make_url
 from search.errors import Refused, TrackingError
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import SearchStudy
+from search.tracking.moved import moved_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,6 +38,8 @@ __all__ = [
     "refuse",
     "without_secrets",
 ]
+
+log = logging.getLogger(__name__)
 
 SEARCH_TAG = "transfer_search.search_id"
 STATE_TAG = "state"
@@ -88,7 +91,7 @@ def connect(uri: str) -> MlflowClient:
 
 
 def prepared(spec: SearchSpec) -> MlflowClient:
-    """A client whose store has its tables.
+    """A client whose store has its tables, with the addresses that its files have now.
 
     Raises:
         TrackingError: if MLflow cannot open it.
@@ -96,6 +99,9 @@ def prepared(spec: SearchSpec) -> MlflowClient:
     uri = spec.tracking_uri
     file = Path((uri.startswith("sqlite:") and make_url(uri).database) or ":memory:")
     try:
+        if moved := moved_store(uri):
+            log.warning("%s; the tables are given the new addresses", moved)
+            moved.mend()
         lock = file.with_name(f".{file.name}.lock")
         if str(file) == ":memory:" or not file.parent.is_dir() or (file.exists() and not lock.exists()):
             return connect(uri)
@@ -151,10 +157,10 @@ def ask_server(uri: str) -> str:
     return shown
 
 
-def experiment_stage(uri: str, name: str) -> str | None:
-    """`active` or `deleted`, or None where a store has no such experiment."""
+def experiment_stage(uri: str, name: str) -> tuple[str | None, str]:
+    """`active` or `deleted`, or None where a store has no such experiment; and its id."""
     found = connect(uri).get_experiment_by_name(name)
-    return None if found is None else str(found.lifecycle_stage)
+    return (None, "") if found is None else (str(found.lifecycle_stage), str(found.experiment_id))
 
 
 def without_secrets(uri: str) -> str:

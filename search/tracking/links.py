@@ -15,6 +15,7 @@ from search.processes import python
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import SearchStudy
 from search.tracking.client import SEARCH_TAG, all_models, connect
+from search.tracking.moved import missing_store
 
 __all__ = ["DEFAULT_PORT", "Links", "served_port", "told_port", "ui_command", "view_url"]
 
@@ -62,7 +63,7 @@ class Links:
 
     @cached_property
     def _models(self) -> dict[str, str]:
-        if self._experiment is None:
+        if self._experiment is None or missing_store(self._spec.tracking_uri):
             return {}
         condition = f"tags.`{SEARCH_TAG}` = '{self._search_id}'"
         found = all_models(connect(self._spec.tracking_uri), self._experiment, condition)

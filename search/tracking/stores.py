@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from search.errors import TrackingError
-from search.tracking.client import ask_server, experiment_stage
+from search.errors import ExperimentDeleted, TrackingError
+from search.tracking.client import ask_server, experiment_stage, without_secrets
 
 if TYPE_CHECKING:
     from search.spec.search_spec import SearchSpec
@@ -32,6 +32,7 @@ def check_store(spec: SearchSpec) -> None:
 
     Raises:
         Refused: if a server does not know the user.
+        ExperimentDeleted: if somebody deleted the experiment.
         TrackingError: if it cannot be used, with what to do.
     """
     uri, shown = spec.tracking_uri, spec.tracking.uri
@@ -52,9 +53,9 @@ def check_store(spec: SearchSpec) -> None:
         _check_database(uri, shown)
     else:
         ask_server(uri)
-    stage = experiment_stage(uri, spec.tracking.experiment)
+    stage, number = experiment_stage(uri, spec.tracking.experiment)
     if stage == "deleted":
-        raise TrackingError(_deleted(spec.tracking.experiment, uri))
+        raise _deleted(spec.tracking.experiment, uri, number)
 
 
 def _check_database(uri: str, shown: str) -> None:
@@ -88,7 +89,7 @@ def _check_sqlite(uri: str, shown: str, experiment: str) -> None:
             )
             stages = (
                 connection.execute(
-                    "SELECT lifecycle_stage FROM experiments WHERE name = ?", (experiment,)
+                    "SELECT lifecycle_stage, experiment_id FROM experiments WHERE name = ?", (experiment,)
                 ).fetchall()
                 if versions and "experiments" in tables
                 else []
@@ -114,15 +115,14 @@ def _check_sqlite(uri: str, shown: str, experiment: str) -> None:
             f"it up to date with `mlflow db upgrade sqlite:///{file}`, {_ELSE}"
         )
     if stages and stages[0][0] == "deleted":
-        raise TrackingError(_deleted(experiment, uri))
+        raise _deleted(experiment, uri, stages[0][1])
 
 
-def _deleted(experiment: str, uri: str) -> str:
-    number = "ID"
-    return (
-        f"MLflow's experiment {experiment!r} was deleted; restore it with `MLFLOW_TRACKING_URI={uri} mlflow "
-        f"experiments restore --experiment-id {number}` (in its list with `mlflow experiments search --view "
-        "deleted_only`), or write to another with --set tracking.experiment=NAME"
+def _deleted(experiment: str, uri: str, number: object) -> ExperimentDeleted:
+    return ExperimentDeleted(
+        f"MLflow's experiment {experiment!r} was deleted; restore it with `MLFLOW_TRACKING_URI="
+        f"{without_secrets(uri)} mlflow experiments restore --experiment-id {number}`, or write to another "
+        "with --set tracking.experiment=NAME"
     )
 
 

@@ -24,6 +24,7 @@ from search.spec.search_spec import read_spec
 from search.study.search_study import SearchStudy
 from tests.search.commands import rows, transfer_search
 from tests.search.specs import SMALL
+from tests.trainables.image.drawn import draw_classes
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
@@ -129,6 +130,41 @@ def test_a_model_is_registered_under_an_alias(
     assert "registered digits version 1 as champion" in printed
     monkeypatch.setenv("MLFLOW_TRACKING_URI", read_spec(inside / "searches/small/spec.yaml").tracking_uri)
     assert mlflow.pyfunc.load_model("models:/digits@champion") is not None
+
+
+def test_a_model_is_exported_where_the_data_has_changed_or_gone(inside: Path, tmp_path: Path) -> None:
+    draw_classes(tmp_path / "other", {"a": 8, "b": 8})
+    words = ("export", "small", "--to", tmp_path / "out", "--format", "safetensors")
+    gone = transfer_search(*words, "--set=data.source=./nowhere", code=2)
+    assert "nowhere does not exist" in gone
+    assert "--set data.source=DIR; where it is gone, --unchecked writes" in gone
+    other = transfer_search(*words, f"--set=data.source={tmp_path}/other", code=2)
+    assert "the data has changed (classes gone: 0, 1" in other
+    assert not (tmp_path / "out").exists()
+    assert "not checked on images" in transfer_search(*words, "--set=data.source=./nowhere", "--unchecked")
+    assert "200 for training, 100 for validation" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_project_that_was_copied_writes_nothing_into_the_old_one(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(searched, tmp_path / "copy")
+    monkeypatch.chdir(copy)
+    said = transfer_search("doctor", "small", code=1)
+    assert f"its files are in {copy}/mlruns, its tables name {searched}/mlruns" in said
+    assert "all agree" in transfer_search("doctor", "small", "--repair")
+    with closing(sqlite3.connect(copy / "mlflow.db")) as store:
+        places = [
+            place
+            for table, column in (("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+            for (place,) in store.execute(f"SELECT {column} FROM {table}")
+        ]
+    assert len(places) > 7
+    assert all(place.startswith(f"{copy}/mlruns/") for place in places)
+    (copy / "mlflow.db").rename(copy / "elsewhere.db")
+    assert "mlflow.db is not there; if it has moved" in transfer_search("doctor", "small", code=1)
+    assert rows("best", "small")["model_uri"] is None
+    assert not (copy / "mlflow.db").exists()
 
 
 def test_a_damaged_export_is_refused(inside: Path, tmp_path: Path) -> None:

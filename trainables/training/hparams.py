@@ -113,7 +113,7 @@ class HParams:
     )
     batch_size: int = knob(
         64,
-        "Examples in a step.",
+        "Examples in a step; two at least where BatchNorm trains.",
         low=1,
         high=4096,
         integer=True,

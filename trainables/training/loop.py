@@ -105,13 +105,23 @@ class Training:
         self.model = build_model(backbone, hparams, len(data.classes)).to(self.device)
         self._mixing = self.modality.mixing(hparams, len(data.classes))
         self._weights = _class_weights(data).to(self.device) if hparams.class_weights else None
-        # Batches of nearly one size: a last one of a single example has no batch statistics.
-        self._batches = math.ceil(len(data.splits["train"]) / hparams.batch_size)
+        self._batches = self._batch_count(len(data.splits["train"]))
         self._phase: Phase | None = None
         self._applied: dict[int, dict[str, Any]] = {}
         self._solved: SolvedHead | None = None
         self._penalty: Regulariser | None = None
         self._enter(self.phases[0])
+
+    def _batch_count(self, examples: int) -> int:
+        """Into how many batches of nearly one size an epoch's examples fall.
+
+        Where BatchNorm trains, each has two at least: of a single one there are no batch statistics.
+        """
+        count = math.ceil(examples / self.hparams.batch_size)
+        trains_trunk = any(phase.kind == "trunk" for phase in self.phases)
+        if trains_trunk and self.hparams.batch_norm == "train":
+            return max(1, min(count, examples // 2))
+        return count
 
     @property
     def phase_began(self) -> bool:
@@ -487,6 +497,7 @@ class Training:
             "optimizer": type(self._optimizer).__name__ if not self._takes_no_steps else "none: solved for",
             "schedule": self.hparams.schedule if not self._takes_no_steps else "none",
             **({} if self._solved is None else {"solved": self._solved.described()}),
+            "batches": self._batches,
             "trainable_parameters": sum(p.numel() for p in self._trained),
             "trainable_modules": len(modules),
             "groups": [

@@ -11,6 +11,7 @@ from PIL import Image
 
 from search.errors import BadInput, SearchBusy
 from search.home import Home
+from search.run.preflight import refusals
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.search_study import SearchStudy
 from tests.search.commands import both_streams, transfer_search
@@ -66,6 +67,11 @@ def test_all_that_is_wrong_is_told_at_once(project: Path) -> None:
         assert part in said
 
 
+def test_the_limit_of_pixels_is_a_key_of_the_spec(project: Path) -> None:
+    assert "12x12 pixels is over the limit of 100 (max_pixels)" in both_refuse("--set=data.max_pixels=100")
+    transfer_search("launch", "spec.yaml", "--dry-run", "--set=data.max_pixels=144")
+
+
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
@@ -75,13 +81,17 @@ def test_all_that_is_wrong_is_told_at_once(project: Path) -> None:
         ("sqlite:///foreign.db", "a database of something else than MLflow"),
         ("sqlite:///older.db", "written by an older MLflow; copy the file, then"),
         ("sqlite:///newer.db", "written by a newer MLflow"),
-        ("sqlite:///deleted.db", "experiment 'transfer-search' was deleted; restore it"),
+        ("sqlite:///deleted.db", "experiment 'transfer-search' was deleted; restore it with"),
+        ("sqlite:///deleted.db", "mlflow experiments restore --experiment-id 7`"),
         ("ftp://host/x", "its protocol must be one of"),
         ("http://127.0.0.1:9", "does not answer"),
         ("postgresql://127.0.0.1:9/x", "cannot be opened"),
     ],
 )
-def test_mlflow_stores_that_cannot_be_used(project: Path, uri: str, says: str) -> None:
+def test_mlflow_stores_that_cannot_be_used(
+    project: Path, uri: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for name in ("older", "newer", "deleted"):
         store(project / f"{name}.db")
     change("older.db", "UPDATE alembic_version SET version_num = (SELECT version_num || '' FROM older)")
@@ -91,6 +101,16 @@ def test_mlflow_stores_that_cannot_be_used(project: Path, uri: str, says: str) -
     said = transfer_search("launch", "spec.yaml", "--dry-run", f"--set=tracking.uri={uri}", code=2)
     assert says in said
     assert "problem" in said
+
+
+def test_training_goes_on_where_somebody_deleted_the_experiment(project: Path) -> None:
+    store(project / "deleted.db")
+    change("deleted.db", "UPDATE experiments SET lifecycle_stage = 'deleted'")
+    told: list[str] = []
+    launched = spec("tracking.uri=sqlite:///deleted.db")
+    assert refusals(launched, Home.of("t"), is_new=False, tell=told.append) == []
+    assert "restore --experiment-id 7`" in told[0]
+    assert "the trials go on, and `transfer-search doctor t --repair` sends later" in told[0]
 
 
 def store(path: Path) -> None:
@@ -104,8 +124,8 @@ def store(path: Path) -> None:
         connection.execute("INSERT INTO alembic_version VALUES (?)", (head,))
         connection.execute("CREATE TABLE older (version_num)")
         connection.execute("INSERT INTO older VALUES (?)", (older,))
-        connection.execute("CREATE TABLE experiments (name, lifecycle_stage)")
-        connection.execute("INSERT INTO experiments VALUES ('transfer-search', 'active')")
+        connection.execute("CREATE TABLE experiments (name, lifecycle_stage, experiment_id)")
+        connection.execute("INSERT INTO experiments VALUES ('transfer-search', 'active', 7)")
 
 
 def change(path: str, statement: str) -> None:

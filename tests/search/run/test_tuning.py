@@ -73,12 +73,15 @@ def children(home: Home) -> dict[int, Run]:
     return numbered
 
 
-def test_every_ending_is_told_alike_everywhere(folder: Path) -> None:
+def test_every_ending_is_told_alike_everywhere(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     spec = small("search.trials=7", "search.pruner=none", "search.retries=1")
     script = {"1": "nan", "2": "raise", "3": "raise once", "4": "memory", "5": "kill once"}
     home = start(spec, script)
-    outcome, _ = run(home)
+    outcome, shown = run(home)
     assert outcome is Outcome.FINISHED
+    assert capfd.readouterr() == ("", "")  # nothing of Ray's own
+    assert shown.count("trial 2: an attempt failed: ValueError: a test asked for this\n") == 2
+    assert "in step" in home.log.read_text()  # where the whole traceback is
     rows = {row.trial: row for row in trial_rows(Search.open(home))}
     expected = {
         0: ("COMPLETE", "COMPLETE", "FINISHED"),
@@ -93,6 +96,7 @@ def test_every_ending_is_told_alike_everywhere(folder: Path) -> None:
     found = {n: (row.state, row.ending, runs[n].info.status) for n, row in rows.items()}
     assert found == expected
     assert "a test asked for this" in rows[2].reason
+    assert "\x1b" not in rows[2].reason
     assert "not finite at epoch 2" in rows[1].reason
     client = MlflowClient(spec.tracking_uri)
     assert [f.path for f in client.list_artifacts(runs[2].info.run_id)] == ["traceback.txt"]

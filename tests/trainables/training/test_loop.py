@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from trainables.image.hparams import ImageHParams as HParams
 from trainables.record import APPLIED_FILE, METRICS, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
 from trainables.training.delta import load_delta
 from trainables.training.keeping import BEST_EPOCH, EXPECTED, value_of
-from trainables.training.loop import Training, fit
+from trainables.training.loop import Training, _class_weights, fit
 from trainables.training.metrics import Scores, scores
 from trainables.training.phases import Phase, phases
 from trainables.training.settings import Monitor, Settings, dtype_of
@@ -674,6 +675,32 @@ def test_loss_is_averaged_over_images_of_uneven_batches(begin: Begin, few_digits
     knobs = {"lr": 1e-7, "max_epochs": 1, "label_smoothing": 0.0, "weight_decay": 0.0}
     losses = [run(begin(batch_size=size, **knobs))[0]["train_loss"] for size in (7, 16, 24)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_where_batch_norm_trains_no_batch_is_of_one_image(
+    begin: Begin, few_digits: ImageData, size: int
+) -> None:
+    knobs = {"strategy": "full", "batch_size": size}
+    images = len(few_digits.splits["train"]) - 1 + len(few_digits.splits["train"]) % 2  # an odd number
+    sizes = {
+        norm: {
+            len(part)
+            for part in torch.arange(images).tensor_split(
+                begin(batch_norm=norm, **knobs)._batch_count(images)
+            )
+        }
+        for norm in ("train", "eval")
+    }
+    assert sizes == {"train": {2, 3}, "eval": {1, size}}
+
+
+def test_a_class_that_is_not_in_the_training_split_has_a_finite_weight(few_digits: ImageData) -> None:
+    split = few_digits.splits["train"]
+    some = {**few_digits.splits, "train": split[few_digits.labels[split] != 3]}
+    found = _class_weights(replace(few_digits, splits=some))
+    assert found.isfinite().all()
+    assert float(found[few_digits.labels[some["train"]]].mean()) == pytest.approx(0.9)
 
 
 def test_a_rare_class_weighs_more(begin: Begin, few_digits: ImageData) -> None:

@@ -1,0 +1,60 @@
+"""Signals that end a driver: what it has begun is undone, or its search ends in order and can be resumed."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+__all__ = ["interruptible", "stop_signals"]
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""What a system ends programs with: one that was asked to, or whose terminal is gone."""
+
+
+@contextmanager
+def stop_signals(console: Console) -> Iterator[threading.Event]:
+    """An event that signals set: the search then ends in order and can be resumed."""
+    stopped = threading.Event()
+
+    def stop(signum: int, frame: Any) -> None:
+        if stopped.is_set() and signum != signal.SIGHUP:  # a terminal that is closed may send several
+            raise KeyboardInterrupt
+        stopped.set()
+        console.print("stopping; what runs can be resumed (once more to quit at once)", style="yellow")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    with _handled(stop, signal.SIGINT, *_ENDING):
+        yield stopped
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets the signals that would end this process at once undo what it has begun, as Ctrl-C does."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handled(interrupt, *_ENDING):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> Iterator[None]:
+    """Handles signals in the block, but for a hang-up that is ignored, as under nohup."""
+    handled = [each for each in signals if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+    before = {each: signal.signal(each, handler) for each in handled}
+    try:
+        yield
+    finally:
+        for each, known in before.items():
+            signal.signal(each, known)
