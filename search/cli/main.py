@@ -6,6 +6,7 @@ import atexit
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ from search.masking import masked
 from trainables.errors import DataError
 
 __all__ = ["app", "entry", "main"]
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     help="Search the hyperparameters of image transfer learning: Ray Tune runs the trials, "
@@ -63,7 +66,12 @@ def _explained() -> Any:
         _fail(str(error), BadInput.exit_code)
     except KeyboardInterrupt:
         errors.print("interrupted", style="yellow")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code in (_INTERRUPTED, signal.SIGTERM):  # so Typer and Ray end a command, without a word
+            errors.print("interrupted", style="yellow")
+            sys.exit(_INTERRUPTED)
+        raise
     except BrokenPipeError:
         sys.exit(1)  # nobody reads any more
     except OSError as error:

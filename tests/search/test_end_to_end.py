@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from search.home import Home
 from search.spec.search_spec import read_spec
 from search.study.search_study import SearchStudy
-from tests.search.commands import rows, transfer_search
+from tests.search.commands import both_streams, rows, transfer_search
 from tests.search.specs import SMALL
 from tests.trainables.image.drawn import draw_classes
 
@@ -150,7 +150,7 @@ def test_a_project_that_was_copied_writes_nothing_into_the_old_one(
 ) -> None:
     copy = shutil.copytree(searched, tmp_path / "copy")
     monkeypatch.chdir(copy)
-    said = transfer_search("doctor", "small", code=1)
+    said, _ = both_streams("doctor", "small", code=1)
     assert f"its files are in {copy}/mlruns, its tables name {searched}/mlruns" in said
     assert "all agree" in transfer_search("doctor", "small", "--repair")
     with closing(sqlite3.connect(copy / "mlflow.db")) as store:
@@ -162,7 +162,7 @@ def test_a_project_that_was_copied_writes_nothing_into_the_old_one(
     assert len(places) > 7
     assert all(place.startswith(f"{copy}/mlruns/") for place in places)
     (copy / "mlflow.db").rename(copy / "elsewhere.db")
-    assert "mlflow.db is not there; if it has moved" in transfer_search("doctor", "small", code=1)
+    assert "mlflow.db is not there; if it has moved" in both_streams("doctor", "small", code=1)[0]
     assert rows("best", "small")["model_uri"] is None
     assert not (copy / "mlflow.db").exists()
 

@@ -68,7 +68,7 @@ def test_all_that_is_wrong_is_told_at_once(project: Path) -> None:
 
 
 def test_the_limit_of_pixels_is_a_key_of_the_spec(project: Path) -> None:
-    assert "12x12 pixels is over the limit of 100 (max_pixels)" in both_refuse("--set=data.max_pixels=100")
+    assert "raise it with --set data.max_pixels=N" in both_refuse("--set=data.max_pixels=100")
     transfer_search("launch", "spec.yaml", "--dry-run", "--set=data.max_pixels=144")
 
 

@@ -1,36 +1,67 @@
-"""A launch that is ended before it has begun leaves nothing, and the same words work again."""
+"""What ends a driver: a launch that has not begun leaves nothing, a search ends in order."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from search.home import Home
 from search.processes import environment, python
-from tests.search.commands import transfer_search
+from search.run.signals import interruptible, stop_signals
 from tests.search.specs import SMALL
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
-def test_what_ends_a_launch_in_rays_start_leaves_no_home(folder: Path, how: signal.Signals) -> None:
+
+def test_a_launch_that_is_ended_in_rays_start_leaves_no_home(folder: Path) -> None:
     (folder / "small.yaml").write_text(SMALL)
     home = Home.of("small")
     with (folder / "said.txt").open("w") as said:
         driver = subprocess.Popen(
             python("search", "launch", "small.yaml"), env=environment(), stdout=said, stderr=said
         )
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while home.driver() is None:
             assert driver.poll() is None
             assert time.monotonic() < until
             time.sleep(0.05)
-        time.sleep(0.5)
-        driver.send_signal(how)
-        assert driver.wait(60) == 130
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(120) == 130
     assert (folder / "said.txt").read_text().splitlines()[-1] == "interrupted"
     assert not home.root.exists()
-    assert "24 trials" in transfer_search("launch", "small.yaml", "--dry-run", "--set=search.trials=24")
+
+
+@pytest.mark.parametrize("how", ENDING)
+def test_what_would_end_a_process_interrupts_it_before_a_search_begins(how: signal.Signals) -> None:
+    before = signal.getsignal(how)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        os.kill(os.getpid(), how)
+    assert signal.getsignal(how) is before
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, *ENDING])
+def test_a_search_is_stopped_in_order_and_quits_when_told_twice(how: signal.Signals) -> None:
+    with stop_signals(Console(quiet=True)) as stopped:
+        os.kill(os.getpid(), how)
+        assert stopped.is_set()
+        if how == signal.SIGHUP:  # of one terminal that is closed several may come
+            os.kill(os.getpid(), how)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), how)
+
+
+def test_under_nohup_a_closed_terminal_is_no_matter() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible(), stop_signals(Console(quiet=True)) as stopped:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stopped.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
