@@ -113,7 +113,8 @@ def _run(name: str, seed: int, folder: Path, test: int, changes: Sequence[str]) 
     trials = json.loads(_search(folder, "trials", "answer", "--json"))
     _search(folder, "export", "answer", "--to", "export", "--format", "onnx")
     answers = json.loads(_search(folder, "predict", "export", "test", "--json"))
-    right = sum(answer["label"] == Path(answer["image"]).parent.name for answer in answers)
+    meant = (data.classes[int(Path(answer["image"]).parent.name)] for answer in answers)
+    right = sum(answer["label"] == label for answer, label in zip(answers, meant, strict=True))
     states = [trial["state"] for trial in trials]
     return {
         "load": round(load_before, 1),
@@ -152,12 +153,12 @@ def _read(arm: Arm, seed: int, cache: Path) -> ImageData:
 
 
 def _write_images(data: ImageData, chosen: Sequence[int], folder: Path) -> None:
-    """The images as PNG files in a folder a class, whose name is the class's."""
-    for name in data.classes:
-        (folder / name).mkdir(parents=True)
+    """The images as PNG files in a folder a class, whose name is the class's number."""
+    for place in range(len(data.classes)):
+        (folder / str(place)).mkdir(parents=True)
     for index in chosen:
         pixels = data.image(index).permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(folder / data.classes[int(data.labels[index])] / f"{index}.png")
+        Image.fromarray(pixels).save(folder / str(int(data.labels[index])) / f"{index}.png")
 
 
 def _peer(arm: Arm, seed: int, data: ImageData, chosen: Sequence[int], folder: Path) -> Mapping[str, Any]:

@@ -77,12 +77,15 @@ class Agenda:
             and spec.search.sampler != "grid"
         )
 
-    def next(self, begun: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial]) -> Step | None:
+    def next(
+        self, begun: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial], seconds: float = 0.0
+    ) -> Step | None:
         """The next step; None where the sampler's turn has come.
 
         Args:
             begun: every trial so far.
             ranked: those that completed, best first.
+            seconds: that the search was worked on, as far as that is written down.
         """
         if self.is_done:
             return None
@@ -90,27 +93,36 @@ class Agenda:
         phases = [trial.user_attrs.get(PHASE) for trial in begun]
         heads = [trial for trial in ranked if _is_head(space.configured(trial.params, self._spec))]
         best = [self._as_seen(space.configured(trial.params, self._spec) or {}) for trial in heads]
-        if TUNE not in phases and self._has_time_for_heads(begun, phases.count(SCREEN)):
+        heads_go_on, tuning_fits = self._has_time(begun, phases, seconds)
+        if heads_go_on:
             for params in self._heads(best):
                 if space.configured(params, self._spec) not in known:
                     return Step(phase=SCREEN, params=params)
-        if phases.count(TUNE) < self._most:
+        if tuning_fits and phases.count(TUNE) < self._most:
             for params in self._tuned(best):
                 if space.configured(params, self._spec) not in known:
                     return Step(phase=TUNE, params=params)
         self.is_done = True
         return None
 
-    def _has_time_for_heads(self, begun: Sequence[FrozenTrial], screened: int) -> bool:
-        """Whether heads have more to spend: what they have had, and what fine-tuning needs, are known."""
-        time, seconds = self._spec.search.time, [_seconds(trial) for trial in begun]
-        if time is None or not begun or not seconds[0]:
-            return screened < self._most
+    def _has_time(
+        self, begun: Sequence[FrozenTrial], phases: Sequence[str | None], seconds: float
+    ) -> tuple[bool, bool]:
+        """Whether there is time for one more head, and for one more fine-tuning.
+
+        What fine-tuning takes is known of one that has ended, or is guessed of the first head.
+        """
+        in_turn = TUNE not in phases and phases.count(SCREEN) < self._most
+        time, each = self._spec.search.time, [_seconds(trial) for trial in begun]
+        if time is None or not each or not each[0]:
+            return in_turn, True
         workers = 1 + sum(trial.datetime_complete is None for trial in begun)
-        spent, tuning = sum(seconds) / workers, seconds[0] * _OVER_HEAD * self._spec.search.max_epochs
-        if spent + tuning > time:
-            return True
-        return screened < self._most and spent < time / _SHARE and spent + _AMPLE * tuning < time
+        spent = max(seconds, sum(each) / workers)
+        tuned = [took for took, phase in zip(each, phases, strict=True) if took and phase == TUNE]
+        tuning = max(tuned) if tuned else each[0] * _OVER_HEAD * self._spec.search.max_epochs
+        fits = spent + tuning <= time
+        has_share = spent < time / _SHARE and spent + _AMPLE * tuning < time
+        return (in_turn and has_share) or not fits, fits
 
     def _heads(self, best: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Heads to screen, the cheap ones first."""
