@@ -196,4 +196,8 @@ def _has(spec: SearchSpec, name: str, value: Any) -> bool:
 
 
 def _is_head(values: Mapping[str, Any] | None) -> bool:
-    return values is not None and values["strategy"] == "probe" and values.get("solver", "gradient") != "gradient"
+    return (
+        values is not None
+        and values["strategy"] == "probe"
+        and values.get("solver", "gradient") != "gradient"
+    )

@@ -35,7 +35,6 @@ FROM_SOLVED: Mapping[str, Any] = {
     **_HEAD,
     **_TRUNK,
     "lr": 3e-4,
-    "trunk_lr": 3e-4,
     "backbone_lr_mult": 0.5,
     "warmup_epochs": 1.0,
 }
