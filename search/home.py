@@ -126,6 +126,16 @@ class Home:
         return Home(self.root / "finalists")
 
     @property
+    def refit(self) -> Home:
+        """The same for the winner's refit."""
+        return Home(self.root / "refit")
+
+    @property
+    def ensemble(self) -> Home:
+        """The same for the ensemble of the best trials."""
+        return Home(self.root / "ensemble")
+
+    @property
     def log(self) -> Path:
         return self.root / "driver.log"
 

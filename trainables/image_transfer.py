@@ -47,7 +47,7 @@ class TrialConfig(TypedDict):
         cache_dir: root of the node's cache; None: where the node itself keeps it.
         cache_bytes: bound of the cache; 0: frozen features are not kept.
         score_test: whether the trial is scored on the test split when it has run all its epochs; a
-            search's trials never are, only its finalists.
+            search's trials never are, only its finalists and what is made of its winner.
     """
 
     modality: NotRequired[str]
@@ -149,6 +149,8 @@ def _training(trial: TrialConfig, folder: Path, reads: set[str]) -> tuple[Traini
     knowing what it told of its epochs.
     """
     settings = {**trial["settings"], "monitor": Monitor(**trial["settings"]["monitor"])}
+    if "trained_on" in settings:
+        settings["trained_on"] = tuple(settings["trained_on"])
     name = trial.get("modality", "image")
     kind = modality(name)
     hparams = kind.hparams.from_dict(trial["hparams"]).watched(reads)

@@ -26,15 +26,19 @@ def print_json(value: Any) -> None:
 
 def show_winner(row: TrialRow) -> None:
     from search.console import short
-    from search.results.rows import WinnerRow
+    from search.results.rows import WinnerRow, made_told
 
     if isinstance(row, WinnerRow):
         _show_finalists(row)
     else:
-        told = f"best trial {row.trial}: {row.value:.4f}, with the model of epoch {row.epoch}"
+        told = f"best trial {row.trial}: {row.value:.4f}"
+        told += "" if row.corrected is None else f" (selected; {row.corrected:.4f} expected of new images)"
+        told += f", with the model of epoch {row.epoch}"
         console.print(told, style="bold")
     params = "  ".join(f"{key}={short(row.params[key])}" for key in row.sampled)
     console.print(f"  {params}", markup=False, highlight=False, soft_wrap=True)
+    if told := made_told(row):
+        console.print(f"  {told}", markup=False, highlight=False, soft_wrap=True)
     if row.mlflow_run_url:
         console.print(f"  MLflow: {row.mlflow_run_url}", markup=False, soft_wrap=True)
 

@@ -38,7 +38,7 @@ class Format(StrEnum):
 @commands.command(cls=Verbatim)
 @here_or_there
 def best(name: NameArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
-    """Show the best trial, or the winner among the finalists, and where its model is."""
+    """Show the best trial or the winner among the finalists, and where its model, or its refit's, is."""
     from search.home import Home
     from search.results.rows import best_rows
     from search.search import Search
@@ -58,7 +58,7 @@ def export(
     name: NameArgument,
     to: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     trial: Annotated[
-        int | None, typer.Option(min=0, help="A trial in place of the best, or of the winner.")
+        int | None, typer.Option(min=0, help="A trial in place of the best, the winner or its refit.")
     ] = None,
     finalist: Annotated[
         int | None, typer.Option(min=0, help="A trial among the finalists: the best of its fresh runs.")

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from search.console import progress_bar
 from search.errors import BadInput, ExportMismatch, TrackingError, TransferSearchError
 from search.results.readme import readme
-from search.results.rows import FinalistRow, TrialRow, chosen, model_folder
+from search.results.rows import FinalistRow, TrialRow, chosen, model_folder, model_told
 from search.run.planning import cache_root
 from search.run.premises import data_change
 from search.search import Search
@@ -84,7 +84,7 @@ class ExportedModel:
 def opened_model(
     search: Search, trial: int | None = None, finalist: int | None = None, *, unchecked: bool = False
 ) -> ExportedModel:
-    """The model of a trial (None: the best, or the winner), or of a finalist's best fresh run.
+    """The model of a trial (None: the best, the winner, or its refit), or of a finalist's best fresh run.
 
     Args:
         search: whose model it is.
@@ -124,7 +124,8 @@ def export_trial(
 ) -> Iterator[str]:
     """Writes the model of a trial (None: the best, or the winner) to the folder `to`, whole or not at all.
 
-    Yields what it did, in lines. A winner among finalists is its run on the first fresh seed.
+    Yields what it did, in lines. A winner among finalists is its run on the first fresh seed; one that was
+    refitted is its refit.
 
     Raises:
         BadInput: if there is no such trial or model, or the folder is not an export's.
@@ -163,7 +164,7 @@ def export_trial(
             facts=exporter.facts(written),
         )
         (written / README_FILE).write_text(text, encoding="utf-8")
-    yield f"trial {model.row.trial} is exported to {to}: {', '.join(names)}"
+    yield f"{model_told(model.row)} is exported to {to}: {', '.join(names)}"
 
 
 def _card_text(loaded: LoadedModel) -> str:
@@ -216,7 +217,7 @@ def stored_export(
 ) -> dict[str, Any]:
     """Exports a trial into MLflow, as artifacts of the search's run; returns what `fetch_files` takes."""
     row = chosen(search, trial, finalist)
-    place = f"finalist-{row.finalist_run}" if isinstance(row, FinalistRow) else f"trial-{row.trial}"
+    place = f"{row.model_of}-{row.finalist_run if isinstance(row, FinalistRow) else row.trial}"
     run = search.study.parent_run
     if run is None:
         raise TrackingError(f"MLflow has no run of {search.name!r} to keep the files; resume the search")
@@ -247,7 +248,8 @@ def _checked(model: ExportedModel, kind: str, exporter: Exporter, folder: Path) 
             f"the {kind} export has validation accuracy {accuracy:.4f}, but {recorded:.4f} was recorded: "
             "it is not the model that was trained; nothing was written. Did the data change?"
         )
-    told = f"{kind}: validation accuracy {accuracy:.4f}, as recorded ({recorded:.4f})"
+    seen = " on images that it was trained on" if predictor.card.has_seen_validation else ""
+    told = f"{kind}: validation accuracy {accuracy:.4f}{seen}, as recorded ({recorded:.4f})"
     try:
         more = exporter.difference(predictor, model.data)
     except ValueError as error:

@@ -62,7 +62,7 @@ def readme(
         source=search.spec.data.source,
         sizes={name: f"{images[name]:,}" if name in images else "unknown" for name in SPLITS},
         fingerprint=fingerprint,
-        metrics=list(_metrics(row, card, images)),
+        metrics=list(_metrics(search, row, card, images)),
         licence=modality(card.hparams.modality).licence(card),
         versions=", ".join(
             [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]
@@ -71,9 +71,24 @@ def readme(
     return text.replace("\\\n", "")
 
 
-def _metrics(row: TrialRow, card: Card, images: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+def _metrics(
+    search: Search, row: TrialRow, card: Card, images: Mapping[str, int]
+) -> Iterator[dict[str, Any]]:
     """The model's own metrics, then what its trial's fresh runs had together."""
-    for name, value in card.metric.items():
+    own = dict(card.metric)
+    if card.has_seen_validation:
+        # What it has of them now is no score. The trial's value is what the search chose by.
+        own = {name: value for name, value in own.items() if not name.startswith("val_")}
+        if row.value is not None and not isinstance(row, WinnerRow):
+            count = images.get("validation", 0)
+            yield {
+                "name": search.metric,
+                "value": row.value,
+                "interval": "",
+                "of": f"trial {row.trial} on {count:,} validation images, before the refit (selected)",
+            }
+    chosen_on = ", which its members were chosen on (selected)" if card.members else ""
+    for name, value in (own | dict(row.test if row.model_of in ("refit", "ensemble") else {})).items():
         if not name.startswith(("val_", "test_")):
             continue
         split = "validation" if name.startswith("val_") else "test"
@@ -83,7 +98,7 @@ def _metrics(row: TrialRow, card: Card, images: Mapping[str, int]) -> Iterator[d
             "name": name,
             "value": value,
             "interval": "" if bounds is None else "{:.4f} to {:.4f}".format(*bounds),
-            "of": f"this model on {count:,} {split} images",
+            "of": f"this model on {count:,} {split} images{chosen_on * (split == 'validation')}",
         }
     if not isinstance(row, WinnerRow):
         return

@@ -10,6 +10,7 @@ import torch
 
 from search.errors import BadInput
 from search.results.export import opened_model
+from search.results.rows import model_told
 from search.search import Search
 from search.tracking.moved import missing_store
 from search.tracking.registry import Candidate, check_names, defended, registered
@@ -63,7 +64,11 @@ class Registration:
         assert row.epoch is not None
         assert row.value is not None
         metric, direction = next(iter(self._search.spec.search.objective.items()))
-        metrics = dict(self._model.loaded.card.metric)
+        card = self._model.loaded.card
+        metrics = dict(card.metric)
+        if card.has_seen_validation:
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("val_")}
+        metrics |= row.test
         told = f"{metric} {row.value:.4f} at epoch {row.epoch}"
         return Candidate(
             search=self._search.name,
@@ -78,7 +83,8 @@ class Registration:
             metrics=metrics,
             params=row.params,
             description=(
-                f"Trial {row.trial} of the search **{self._search.name}**: {told}, on "
+                f"{model_told(row).capitalize()} of the search "
+                f"**{self._search.name}**: {told}, on "
                 f"{len(data.splits['validation']):,} validation images of `{self._search.spec.data.source}` "
                 f"(fingerprint `{data.fingerprint}`).\n\n"
                 "Takes the bytes of image files in the column `image` (base64 over HTTP); "

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from search import __version__
 from search.console import duration, short
 from search.errors import BadInput
-from search.results.rows import TrialRow, WinnerRow, best_rows, summary, trial_rows
+from search.results.rows import TrialRow, WinnerRow, best_rows, made_told, summary, trial_rows
 from search.search import Search
 from search.spec.domains import Range
 from search.study.finalists import Finalist, Summary, interval_text, mean_text, verdict
@@ -99,8 +99,14 @@ def _winner(row: TrialRow, metric: str) -> dict[str, Any]:
         "trial": row.trial,
         "title": f"Best: trial {row.trial}",
         "verdict": "",
-        "titles": (metric, "epoch", *(name for name, _ in params)),
-        "cells": (f"{row.value:.4f}", row.epoch, *(value for _, value in params)),
+        "made": made_told(row),
+        "titles": (f"{metric} (selected)", "on new images", "epoch", *(name for name, _ in params)),
+        "cells": (
+            f"{row.value:.4f}",
+            "" if row.corrected is None else f"{row.corrected:.4f}",
+            row.epoch,
+            *(value for _, value in params),
+        ),
     }
     if isinstance(row, WinnerRow):
         titles, cells = _finalists(row.finalists, metric)

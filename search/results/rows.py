@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from search.errors import BadInput, TransferSearchError
 from search.home import Home
 from search.search import Search
+from search.study.ensemble import shares_told
 from search.study.finalists import Finalist, candidates
 from search.study.trials import Ending, TrialRecord
-from trainables.record import MODEL_FOLDER
+from trainables.record import MODEL_FOLDER, TEST_METRICS
 
 __all__ = [
     "BrokenRow",
@@ -23,7 +24,9 @@ __all__ = [
     "WinnerRow",
     "best_rows",
     "chosen",
+    "made_told",
     "model_folder",
+    "model_told",
     "summaries",
     "summary",
     "told",
@@ -101,6 +104,13 @@ class TrialRow:
         mlflow_run_id, mlflow_run_url: its run.
         model_uri: under which MLflow loads its model.
         reason: why it did not complete.
+        model_of: whose run and model these are: those of the `trial`; of a `finalist`, its run on a fresh
+            seed; the winner's `refit`; or the `ensemble` of the best trials. The value is the trial's or the
+            finalist's in any case: a refit has seen the validation images.
+        corrected: of the best trial, its accuracy without what it owes to being the best of many; None where
+            that is not known.
+        test: the model's scores on the test split, where it was scored there.
+        shares: of an ensemble, what part each trial has in it.
     """
 
     search: str
@@ -117,6 +127,10 @@ class TrialRow:
     mlflow_run_url: str | None
     model_uri: str | None
     reason: str
+    model_of: str = "trial"
+    corrected: float | None = None
+    test: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[int, float] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """The row as programs get it."""
@@ -157,6 +171,8 @@ def summary(search: Search) -> SearchRow:
         not progress.left
         and not progress.running
         and (finalists is None or finalists.ended == finalists.runs)
+        and not search.lacks_ensemble
+        and search.to_refit is None
     )
     state = "RUNNING" if search.home.driver() else ("FINISHED" if is_over else "STOPPED")
     return SearchRow(
@@ -222,13 +238,38 @@ def best_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
             f"no trial of {search.name!r} has completed yet; see `transfer-search status {search.name}`"
         )
     ranked = search.standings
-    if not ranked:
-        records = [record for record in search.study.records() if record.number in numbers]
-        rows = [TrialRow(**_values(search, record, linked)) for record in records]
-        if search.spec.multi_objective:
-            return rows
-        return [replace(row, value=search.study.worth(row.trial)) for row in rows]
-    return [WinnerRow(**_finalist_values(search, ranked[0], linked), finalists=tuple(ranked))]
+    if ranked:
+        row: TrialRow = WinnerRow(**_finalist_values(search, ranked[0], linked), finalists=tuple(ranked))
+        return [_crowned(search, row, linked)]
+    records = [record for record in search.study.records() if record.number in numbers]
+    rows = [TrialRow(**_values(search, record, linked)) for record in records]
+    if search.spec.multi_objective:
+        return rows
+    told = search.study.corrected
+    return [
+        _crowned(
+            search,
+            replace(
+                row,
+                value=search.study.worth(row.trial),
+                corrected=told["value"] if told.get("trial") == row.trial else None,
+            ),
+            linked,
+        )
+        for row in rows
+    ]
+
+
+def _crowned(search: Search, row: TrialRow, linked: bool) -> TrialRow:
+    """The row of a winner, with the run and the model of what takes its place, if that is made."""
+    champion = search.champion
+    if champion is None:
+        return row
+    own = _values(search, champion.record, linked)
+    names = ("mlflow_run_id", "mlflow_run_url", "model_uri", "epoch", "epochs", "test")
+    told = {name: own[name] for name in names}
+    value = own["model_value"] if champion.role == "ensemble" else None  # a refit has seen the images
+    return replace(row, **told, model_of=champion.role, model_value=value, shares=champion.shares)
 
 
 def _finalist_values(search: Search, finalist: Finalist, linked: bool) -> dict[str, Any]:
@@ -238,13 +279,35 @@ def _finalist_values(search: Search, finalist: Finalist, linked: bool) -> dict[s
     return {
         **_values(search, run, linked),
         "trial": finalist.trial,
+        "model_of": "finalist",
         "finalist_run": run.number,
         "objective": search.metric,
     }
 
 
+def model_told(row: TrialRow) -> str:
+    """Whose model a row names, in words."""
+    if row.model_of == "ensemble":
+        return f"the ensemble of trials {shares_told(row.shares)}"
+    return f"the refit of trial {row.trial}" if row.model_of == "refit" else f"trial {row.trial}"
+
+
+def made_told(row: TrialRow) -> str:
+    """In a sentence, what was made of the winner, which `export` gives, and what it has on the test split."""
+    if row.model_of == "refit":
+        told = "won: its refit on training and validation images, which `export` gives"
+    elif row.model_of == "ensemble":
+        told = f"won: {model_told(row)}, which `export` gives"
+    else:
+        return ""
+    accuracy = row.test.get("test_accuracy")
+    return told if accuracy is None else f"{told}; test_accuracy {accuracy:.4f}"
+
+
 def model_folder(search: Search, row: TrialRow) -> Path:
     """Where the model of a row of `chosen` lies."""
+    if search.champion is not None and row.model_of == search.champion.role:
+        return search.champion.home.trial(search.champion.record.number) / MODEL_FOLDER
     if isinstance(row, FinalistRow):
         return search.home.finalists.trial(row.finalist_run) / MODEL_FOLDER
     return search.home.trial(row.trial) / MODEL_FOLDER
@@ -293,4 +356,5 @@ def _values(search: Search, record: TrialRecord, linked: bool) -> dict[str, Any]
         "mlflow_run_url": search.links.url(record.mlflow_run_id),
         "model_uri": search.links.model(record.mlflow_run_id) if linked else None,
         "reason": record.reason if record.ending is not Ending.COMPLETED else "",
+        "test": {name: record.best[name] for name in TEST_METRICS if record.best and name in record.best},
     }

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from search.console import duration, short
 from search.spec.search_spec import SearchSpec
+from search.study.refit import named
 from search.study.trials import Assignment, Ending
 from search.study.trials import Progress as Counts
 from trainables.training.keeping import value_of
@@ -67,6 +68,7 @@ class Board:
         self._began = time.monotonic()
         self._rows: dict[int, dict[str, Any]] = {}
         self._metric = next(iter(spec.search.objective))
+        self._shown_metric = named(self._metric, role)
         self._knobs = [name for name, domain in spec.space.items() if domain.sampled]
         self._stale = False
         self._looked = 0.0
@@ -130,7 +132,7 @@ class Board:
             self._stale, self._looked = False, time.monotonic()
 
     def _line(self, row: Mapping[str, Any]) -> str:
-        value = "" if row["value"] is None else f" {self._metric} {row['value']:.4f}"
+        value = "" if row["value"] is None else f" {self._shown_metric} {row['value']:.4f}"
         return (
             f"{self._role} {row['label']:>3} {row['state'].lower():<11} epoch {row['epoch']}/{row['epochs']}"
             f"{value}  {self._described(row['params'])}"
@@ -141,7 +143,7 @@ class Board:
 
     def _render(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in (self._role, "state", "epoch", self._metric, "hyperparameters"):
+        for title in (self._role, "state", "epoch", self._shown_metric, "hyperparameters"):
             table.add_column(title, no_wrap=title != "hyperparameters", overflow="ellipsis")
         for number in sorted(self._rows)[-_ROWS:]:
             row = self._rows[number]

@@ -27,6 +27,7 @@ from search.run.capacity import Capacity
 from search.run.checkpoints import Checkpoints
 from search.run.conductor import Conductor
 from search.run.driver import Stopwatch, driver_log
+from search.run.ensembling import make_ensemble
 from search.run.failures import Alike
 from search.run.preflight import planned, refusals
 from search.run.premises import Premises, check_movable
@@ -39,10 +40,13 @@ from search.search import Search
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.agenda import agenda_notes
 from search.study.earlier import start_of
+from search.study.ensemble import shares_told
 from search.study.finalists import candidates, text, verdict
+from search.study.refit import REFIT_ON
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
 from search.tracking.tracker import Sender, Tracker, ready_sender
+from trainables.record import TEST_METRICS
 
 __all__ = ["Outcome", "abandon", "launch", "resume", "run_search"]
 
@@ -198,14 +202,14 @@ def _resumed(
 
 
 def abandon(home: Home) -> int:
-    """Ends for good what a stopped search, or its finalists, left running; returns how many trials."""
+    """Ends for good what a stopped search, or what it made of its best, left running; returns how many."""
     with home.lock():
         search = Search.open(home)
         tracker = Tracker(search.spec, home, search.study)
         given_up = _given_up(search.study, home, tracker)
-        if search.finalists is not None:
-            inner = Tracker(search.spec, home.finalists, search.finalists, within=tracker)
-            given_up += _given_up(search.finalists, home.finalists, inner)
+        for place, part in search.studies[1:]:
+            inner = Tracker(search.spec, place, part, within=tracker)
+            given_up += _given_up(part, place, inner)
             inner.close("ABANDONED")
         tracker.close("ABANDONED")
         return given_up
@@ -254,7 +258,8 @@ def run_search(
 ) -> Outcome:
     """Runs a search's trials until its budget is met, its time is over, or somebody stops it.
 
-    A search whose budget is met goes on to its finalists, if it has any; its time does not bound them.
+    A search whose budget is met goes on to its finalists, if it has any; and one that has a winner, since its
+    budget is met or its time is over, to the winner's refit. Its time does not bound them.
 
     Args:
         search: whose driver this process is.
@@ -284,14 +289,30 @@ def run_search(
         except AllFailedAlike:
             _finish(search, trackers, Outcome.STOPPED, console)
             raise
+
+        def run_part(part: SearchStudy, place: Home, told: str, **config: Any) -> Outcome:
+            trackers.append(Tracker(spec, place, part, within=trackers[0]))
+            stack.callback(trackers[-1].abort)
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
+            ended = run(part, place, trackers[-1], {**trial_config(spec, **config), "score_test": True})
+            trackers[-1].learn_runs()
+            return ended
+
         if outcome is Outcome.FINISHED and candidates(study):
             finalists = search.begin_finalists()
-            trackers.append(Tracker(spec, home.finalists, finalists, within=trackers[0]))
-            stack.callback(trackers[1].abort)
             told = finalists.cost(study, Capacity(spec).at_once)
-            console.print(told, markup=False, highlight=False, soft_wrap=True)
-            config = {**trial_config(spec, rule=study.rule), "score_test": True}
-            outcome = run(finalists, home.finalists, trackers[1], config)
+            outcome = run_part(finalists, home.finalists, told, rule=study.rule)
+        if outcome is not Outcome.STOPPED and search.lacks_ensemble:
+            made = make_ensemble(search, trial_config(spec, rule=study.rule), trackers[0], console)
+            if made is not None:
+                trackers.append(made)
+                stack.callback(made.abort)
+        winner = search.to_refit if outcome is not Outcome.STOPPED else None
+        if winner is not None:
+            refit = search.begin_refit(winner)
+            told = f"refit: the configuration of trial {winner.trial} on training and validation images"
+            if run_part(refit, home.refit, told, trained_on=REFIT_ON) is Outcome.STOPPED:
+                outcome = Outcome.STOPPED
         _finish(search, trackers, outcome, console)
     return outcome
 
@@ -363,7 +384,10 @@ def _finish(search: Search, trackers: Sequence[Tracker], outcome: Outcome, conso
         inner.close(outcome.value)
     tracker, leader = trackers[0], search.study.leader()
     if leader is not None:
-        tracker.summarize({"best_trial": leader[0], "best_value": f"{leader[1]:.6f}"})
+        tags = {"best_trial": leader[0], "best_value": f"{leader[1]:.6f}"}
+        corrected = search.correct()
+        tags |= {} if corrected is None else {"best_value_corrected": f"{corrected:.6f}"}
+        tracker.summarize(tags)
     finalists = search.standings
     if finalists:
         winner = finalists[0]
@@ -373,6 +397,16 @@ def _finish(search: Search, trackers: Sequence[Tracker], outcome: Outcome, conso
             {"winner": winner.trial, "verdict": verdict(finalists)},
             metrics={name: mean for name, mean in means.items() if mean is not None},
             texts={"finalists.txt": text(finalists, search.metric)},
+        )
+    champion = search.champion
+    if champion is not None:
+        best = champion.record.best or {}
+        what = f"{champion.role} of trial {champion.trial}"
+        if champion.shares:
+            what = f"{champion.role} of trials {shares_told(champion.shares)}"
+        tracker.summarize(
+            {"won": what},
+            metrics={f"{champion.role}_{name}": best[name] for name in TEST_METRICS if name in best},
         )
     tracker.close(outcome.value)
     for number, reason in ((n, reason) for each in trackers for n, reason in each.refusals.items()):

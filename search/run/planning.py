@@ -24,7 +24,7 @@ from trainables.errors import BackboneError, DataError
 from trainables.files.cache import default_root
 from trainables.files.remote import Remote, RemoteError
 from trainables.modality import Backbone, Data
-from trainables.training.card import ModelError
+from trainables.training.card import TRAIN, ModelError
 from trainables.training.keeping import LAST_EPOCHS
 from trainables.training.knobs import Knob
 from trainables.training.model import build_model, unfreeze
@@ -78,6 +78,11 @@ class Plan:
             yield start.line
         if spec.search.finalists:
             yield self._finalists()
+        if spec.search.ensemble:
+            best = f"the best {spec.search.ensemble} trials' probabilities averaged"
+            yield f"ensemble: {best}, if that is better than the winner alone"
+        if spec.search.refit and not spec.multi_objective:
+            yield "refit: in the end the winner's configuration once more, on training and validation images"
         yield f"home: {self.home.root}"
         if spec.checkpoints:
             yield f"checkpoints: {spec.checkpoints}"
@@ -224,8 +229,16 @@ def samples(data: Data) -> dict[str, Sample]:
     }
 
 
-def trial_config(spec: SearchSpec, *, rule: str = LAST_EPOCHS) -> dict[str, Any]:
-    """What is the same in the `TrialConfig` of every trial; `rule` says which epoch's model is kept."""
+def trial_config(
+    spec: SearchSpec, *, rule: str = LAST_EPOCHS, trained_on: tuple[str, ...] = (TRAIN,)
+) -> dict[str, Any]:
+    """What is the same in the `TrialConfig` of every trial.
+
+    Args:
+        spec: the search's.
+        rule: which epoch's model is kept.
+        trained_on: the splits that trials are trained on.
+    """
     metric, direction = next(iter(spec.search.objective.items()))
     settings = Settings(
         monitor=Monitor(metric=metric, maximize=direction == "maximize", rule=rule),
@@ -233,6 +246,7 @@ def trial_config(spec: SearchSpec, *, rule: str = LAST_EPOCHS) -> dict[str, Any]
         device="cuda" if spec.resources.gpu else "cpu",
         threads=max(1, int(spec.resources.cpu)),
         precision=spec.resources.precision,
+        trained_on=trained_on,
     )
     return {
         "sampled": [name for name, domain in spec.space.items() if domain.sampled],

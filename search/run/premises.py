@@ -26,11 +26,13 @@ MOVABLE = (
     "data.root",
     "data.source",
     "resources",
+    "search.ensemble",
+    "search.refit",
     "space.weights",
     "tracking.experiment",
     "tracking.uri",
 )
-"""What `resume --set` may change: where things are and what trials take, not what they are."""
+"""What `resume --set` may change: where things are, what trials take and what is made of the winner."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from search.spec.section import Section
 from search.spec.values import Address, Direction, Duration, Location, Metric
@@ -127,11 +127,25 @@ def _known_sampler(name: str) -> str:
     return name
 
 
+_LARGEST_POOL = 64
+
+
+def _pool_size(value: Any) -> Any:
+    """How many trials an ensemble is chosen from; 0 where there is to be none."""
+    if value is None or value is False:
+        return 0
+    if value is True or (isinstance(value, int) and value != 0 and not 2 <= value <= _LARGEST_POOL):
+        raise ValueError(f"must be false, or of how many of the best trials to choose, 2 to {_LARGEST_POOL}")
+    return value
+
+
 class Search(Section):
     """How the space is searched.
 
     `start_from` is the name, or the path of the home, of an earlier search, whose best configurations are
-    tried first.
+    tried first. With `refit` the winner's configuration is trained once more in the end, on training and
+    validation images together. With `ensemble: N` the probabilities of the best N trials are averaged, if
+    that is better than the winner alone.
     """
 
     objective: dict[Metric, Direction] = Field({"val_accuracy": "maximize"}, min_length=1)
@@ -142,6 +156,8 @@ class Search(Section):
     sampler: Annotated[str, AfterValidator(_known_sampler)] = "tpe"
     pruner: Literal["asha", "hyperband", "median", "wilcoxon", "none"] = "asha"
     finalists: Finalists | None = None
+    refit: bool = True
+    ensemble: Annotated[int, BeforeValidator(_pool_size)] = 0
     seed: int = Field(0, ge=0)
     retries: int = Field(1, ge=0, le=10)
     start_from: str | None = Field(None, min_length=1)
@@ -158,6 +174,13 @@ class Search(Section):
     def _prunable(self) -> Search:
         if len(self.objective) > 1 and self.pruner != "none":
             raise ValueError("pruner must be none with more than one objective: Optuna prunes by one")
+        return self
+
+    @model_validator(mode="after")
+    def _with_winner(self) -> Search:
+        for name in ("refit", "ensemble"):
+            if getattr(self, name) and name in self.model_fields_set and len(self.objective) > 1:
+                raise ValueError(f"{name} needs one objective: a Pareto front has no winner; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -10,10 +10,13 @@ import optuna
 from search.study.intervals import Sample
 from trainables.training.keeping import BEST_EPOCH
 
-__all__ = ["ID", "RULE", "StudyFacts"]
+__all__ = ["ID", "REFIT", "RULE", "StudyFacts"]
 
 ID = "search_id"
 RULE = "rule"
+REFIT = "refit"
+_CORRECTED = "corrected"
+_ENSEMBLE = "ensemble"
 _SAMPLES = "samples"
 
 
@@ -32,6 +35,29 @@ class StudyFacts:
     def rule(self) -> str:
         """Which epoch's model is kept, and what it is worth; a search of old keeps the rule that it had."""
         return str(self._study.user_attrs.get(RULE, BEST_EPOCH))
+
+    @property
+    def was_to_be_refitted(self) -> bool:
+        """Whether the search was launched to have its winner refitted; one of old was not."""
+        return bool(self._study.user_attrs.get(REFIT, False))
+
+    @property
+    def corrected(self) -> dict[str, Any]:
+        """The best `trial`, and its `value` without what it owes to being chosen; empty: unknown."""
+        return dict(self._study.user_attrs.get(_CORRECTED, {}))
+
+    @corrected.setter
+    def corrected(self, found: Mapping[str, Any]) -> None:
+        self._study.set_user_attr(_CORRECTED, dict(found))
+
+    @property
+    def ensemble(self) -> dict[str, Any]:
+        """The `pool` that an ensemble was last looked for in, and what was found, as `told`; empty: never."""
+        return dict(self._study.user_attrs.get(_ENSEMBLE, {}))
+
+    @ensemble.setter
+    def ensemble(self, found: Mapping[str, Any]) -> None:
+        self._study.set_user_attr(_ENSEMBLE, dict(found))
 
     @property
     def samples(self) -> dict[str, Sample]:

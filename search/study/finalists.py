@@ -36,9 +36,9 @@ from rich.table import Table
 
 from search.console import duration
 from search.home import Home
-from search.spec.search_spec import SearchSpec
 from search.study.intervals import LEVEL as _LEVEL
 from search.study.intervals import Sample, beats_majority, is_share, of_new_images
+from search.study.planned import PlannedStudy
 from search.study.search_study import SearchStudy
 from search.study.trials import TrialRecord
 from trainables.record import TEST_METRICS
@@ -51,6 +51,7 @@ __all__ = [
     "Summary",
     "candidates",
     "differ",
+    "distinct",
     "interval_text",
     "mean_text",
     "standings",
@@ -60,16 +61,20 @@ __all__ = [
     "verdict",
 ]
 
-_PLAN = "plan"
 _SHOWN = ("test_accuracy", "test_macro_f1")
 
 
 def candidates(search: SearchStudy) -> dict[int, HParams]:
     """The trials that a search sends to its finalists, best first, with their hyperparameters."""
     wanted = search.spec.search.finalists
+    return distinct(search, wanted.top) if wanted else {}
+
+
+def distinct(search: SearchStudy, count: int) -> dict[int, HParams]:
+    """The best trials of a search, one of each set of hyperparameters, best first, with these."""
     chosen: dict[int, HParams] = {}
-    for trial in search.ranked() if wanted else ():
-        if wanted is None or len(chosen) == wanted.top:
+    for trial in search.ranked():
+        if len(chosen) == count:
             break
         begun = search.begun(trial.number)
         assert begun is not None, f"trial {trial.number} completed and was never begun"
@@ -78,50 +83,32 @@ def candidates(search: SearchStudy) -> dict[int, HParams]:
     return chosen
 
 
-class FinalistStudy(SearchStudy):
-    """The finalists' runs: run `n` is what entry `n` of a list says that is only ever added to."""
+class FinalistStudy(PlannedStudy):
+    """The finalists' runs; an entry has the trial that it repeats, and which of its repeats it is."""
 
     role = "finalist"
-
-    @classmethod
-    def study_name(cls, spec: SearchSpec) -> str:
-        return f"{spec.name}/finalists"  # no search can be called so
+    part = "finalists"
 
     @classmethod
     def begin(cls, search: SearchStudy, home: Home) -> Self:
         """The study with every run that the search's finalists need, and those of earlier ones."""
-        study = cls.create(_unpruned(search.spec), home, part_of=search)
+        study = cls.begun_in(search, home)
         wanted, root = search.spec.search.finalists, search.spec.search.seed
         assert wanted is not None, "the spec asks for no finalists"
-        known = {(entry["of"], entry["repeat"]) for entry in study._plan}
-        study._plan += [
-            {
-                "of": number,
-                "repeat": repeat,
-                "hparams": {**hparams.to_dict(), "seed": derived_seed(root, "finalist", repeat)},
-            }
-            for repeat in range(wanted.seeds)
-            for number, hparams in candidates(search).items()
-            if (number, repeat) not in known
-        ]
+        known = {(entry["of"], entry["repeat"]) for entry in study.plan}
+        study.extend(
+            [
+                {
+                    "of": number,
+                    "repeat": repeat,
+                    "hparams": {**hparams.to_dict(), "seed": derived_seed(root, "finalist", repeat)},
+                }
+                for repeat in range(wanted.seeds)
+                for number, hparams in candidates(search).items()
+                if (number, repeat) not in known
+            ]
+        )
         return study
-
-    @classmethod
-    def within(cls, search: SearchStudy, home: Home) -> Self | None:
-        """The study, if the search has come to its finalists before."""
-        return cls.find(_unpruned(search.spec), home)
-
-    @property
-    def _plan(self) -> list[dict[str, Any]]:
-        return list(self._study.user_attrs.get(_PLAN, ()))
-
-    @_plan.setter
-    def _plan(self, plan: list[dict[str, Any]]) -> None:
-        self._study.set_user_attr(_PLAN, plan)
-        self.budget = len(plan)
-
-    def _suggest(self, trial: Any) -> HParams:
-        return self.spec.hparams.from_dict(self._plan[trial.number]["hparams"])
 
     def cost(self, search: SearchStudy, workers: int) -> str:
         """What the runs that are left will take, judged by the trials that they repeat."""
@@ -137,30 +124,16 @@ class FinalistStudy(SearchStudy):
             f"{left} of {self.budget} runs to go, about {duration(seconds)}"
         )
 
-    def retry_failed(self) -> None:
-        """Plans every run that failed once more."""
-        plan = self._plan
-        failed = [record.number for record in self.latest().values() if record.state == "FAIL"]
-        self._plan = plan + [plan[number] for number in failed]
-
     def latest(self) -> dict[tuple[int, int], TrialRecord]:
         """What was begun last for each (trial of the search, repeat)."""
-        plan = self._plan
+        plan = self.plan
         return {
             (plan[record.number]["of"], plan[record.number]["repeat"]): record for record in self.records()
         }
 
     def label(self, number: int) -> str:
-        entry = self._plan[number]
+        entry = self.plan[number]
         return f"{entry['of']}, seed {entry['repeat'] + 1}"
-
-    def tags(self, number: int) -> dict[str, str]:
-        entry = self._plan[number]
-        return {"role": self.role, "of": str(entry["of"]), "seed": str(entry["hparams"]["seed"])}
-
-
-def _unpruned(spec: SearchSpec) -> SearchSpec:
-    return spec.model_copy(update={"search": spec.search.model_copy(update={"pruner": "none"})})
 
 
 # What the runs say

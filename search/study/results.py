@@ -37,6 +37,14 @@ class StudyResults(StudyFacts):
         self._ahead: Assignment | None = None
         """A trial that is drawn already and that nobody is told of yet."""
 
+    @property
+    def is_refitted(self) -> bool:
+        """Whether the winner is trained again on all images; in a search of old only if its spec says so."""
+        (metric, *others) = self.spec.search.objective
+        asked = "refit" in self.spec.search.model_fields_set
+        wanted = self.spec.search.refit if asked else self.was_to_be_refitted
+        return wanted and not others and metric.startswith("val_")
+
     def trials(self) -> list[FrozenTrial]:
         """Every trial that was begun, by number."""
         ahead = self._ahead.number if self._ahead else None

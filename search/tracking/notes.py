@@ -10,7 +10,7 @@ from search.spec.search_spec import SearchSpec
 from search.study.trials import Ending
 from search.tracking.client import SEARCH_TAG, STATE_TAG
 
-__all__ = ["NOTE_TAG", "search_note", "shared_view", "trial_note"]
+__all__ = ["NOTE_TAG", "ensemble_note", "refit_note", "search_note", "shared_view", "trial_note"]
 
 NOTE_TAG = "mlflow.note.content"
 _VIEW_TAG = "mlflow.sharedViewState."
@@ -34,6 +34,8 @@ def search_note(spec: SearchSpec, tags: Mapping[str, Any]) -> str:
         parts.append(f"**Winner: trial {tags['winner']}** among the finalists: {tags.get('verdict', '')}.")
     if "best_trial" in tags:
         parts.append(f"Best trial of the search: {tags['best_trial']} with `{metric}` {tags['best_value']}.")
+    if "won" in tags:
+        parts.append(f"What `export` gives: the {tags['won']}.")
     parts.append(
         "```sh\n"
         f"transfer-search export {spec.name} --to exports/{spec.name}   # take the model away\n"
@@ -45,6 +47,25 @@ def search_note(spec: SearchSpec, tags: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def ensemble_note(spec: SearchSpec) -> str:
+    """The description of an ensemble's run."""
+    return (
+        f"Ensemble of the best trials of `{spec.name}`: their probabilities averaged. Its validation scores "
+        "are of the images that its members were chosen on; `best_` is what ensembles have on images that "
+        "did not choose them. The parameters are those of the member with the largest share."
+    )
+
+
+def refit_note(spec: SearchSpec, ending: Ending, reason: str) -> str:
+    """The description of the run of a winner's refit."""
+    told = (
+        f"{ending.value.capitalize().replace('_', ' ')} refit of the winner of `{spec.name}`: the same "
+        "configuration on training and validation images together. It has seen the validation images, so the "
+        "scores called `seen_` say nothing of new ones; those on the test split do."
+    )
+    return f"{told}\n\n{_last(reason)}" if reason and ending is not Ending.COMPLETED else told
+
+
 def trial_note(spec: SearchSpec, ending: Ending, reason: str, best: Mapping[str, float] | None) -> str:
     """The description of a trial's run, in a sentence or two."""
     metric = next(iter(spec.search.objective))
@@ -52,8 +73,12 @@ def trial_note(spec: SearchSpec, ending: Ending, reason: str, best: Mapping[str,
     if best:
         told += f" Best epoch {int(best['epoch'])}: `{metric}` {best[metric]:.4f}."
     if reason and ending is not Ending.COMPLETED:
-        told += f"\n\n{reason.strip().splitlines()[-1][-500:]}"
+        told += f"\n\n{_last(reason)}"
     return told
+
+
+def _last(reason: str) -> str:
+    return reason.strip().splitlines()[-1][-500:]
 
 
 def shared_view(spec: SearchSpec, search_id: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.spec.search_spec import SearchSpec
+from search.study.refit import SEEN
 from search.study.search_study import SearchStudy
 from search.tracking.client import SEARCH_TAG, STATE_TAG, all_models, all_runs, connect, number_tag
 from trainables.files.sealed import Damaged
@@ -95,7 +96,9 @@ def child_runs(spec: SearchSpec, study: SearchStudy) -> dict[int, list[ChildRun]
         if number is None:
             continue
         points = {
-            name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+            name.removeprefix(SEEN): [
+                (point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)
+            ]
             for name in run.data.metrics
         }
         found.setdefault(int(number), []).append(

@@ -22,6 +22,7 @@ import search
 from search.errors import TrackingError
 from search.home import Home
 from search.spec.search_spec import SearchSpec
+from search.study.refit import named
 from search.study.trials import ENDINGS, Ending
 from search.tracking.client import (
     DAMAGE_TAG,
@@ -34,7 +35,7 @@ from search.tracking.client import (
     prepared,
     refuse,
 )
-from search.tracking.notes import NOTE_TAG, search_note, shared_view, trial_note
+from search.tracking.notes import NOTE_TAG, ensemble_note, refit_note, search_note, shared_view, trial_note
 from trainables.record import MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
 from trainables.training.keeping import value_of
 
@@ -219,7 +220,7 @@ class Runs:
         points = [
             Metric(name, value, self._began[number] + epoch, epoch)
             for epoch, metrics in epochs
-            for name, value in metrics.items()
+            for name, value in ((named(each, self._role), value) for each, value in metrics.items())
             if (name, epoch) not in self._told.get(number, ())
         ]
         unsent = self._params.get(number, {}) if number in self._unsent else {}
@@ -237,7 +238,7 @@ class Runs:
     def _end(self, event: Mapping[str, Any]) -> None:
         number, ending, best = event["trial"], Ending(event["ending"]), event["best"]
         run, epochs = self._runs[number], list(event.get("epochs", ()))
-        tags = {STATE_TAG: ending.value, NOTE_TAG: trial_note(self._spec, ending, event["reason"], best)}
+        tags = {STATE_TAG: ending.value, NOTE_TAG: self._note(event, ending)}
         if event["reason"] and ending is not Ending.COMPLETED:
             tags["reason"] = event["reason"][-500:]
         if ending not in (Ending.COMPLETED, Ending.INTERRUPTED):
@@ -248,7 +249,8 @@ class Runs:
             model = self._log_files(number, run, self._params.get(number, {}), again=again)
         if best:
             tags["best_epoch"] = str(int(best["epoch"]))
-            told = {f"best_{name}": value_of(best, name) for name in self._spec.search.objective}
+            own = self._spec.search.objective if self._role != "refit" else ()
+            told = {f"best_{name}": value_of(best, name) for name in own}
             told |= {name: best[name] for name in TEST_METRICS if name in best}
             epochs.append((int(best["epoch"]), told))
         self._log(number, epochs, tags)
@@ -256,6 +258,13 @@ class Runs:
             self._score_model(number, model, best)
         self._client.set_terminated(run, ENDINGS[ending].mlflow, end_time=event["at"])
         self._params.pop(number, None)
+
+    def _note(self, event: Mapping[str, Any], ending: Ending) -> str:
+        if self._role == "refit":
+            return refit_note(self._spec, ending, event["reason"])
+        if self._role == "ensemble":
+            return ensemble_note(self._spec)
+        return trial_note(self._spec, ending, event["reason"], event["best"])
 
     def _log_files(self, number: int, run: str, params: Mapping[str, Any], *, again: bool) -> str | None:
         """Logs what the trial left in its folder, what it applied and its model; returns the id of that."""
@@ -275,7 +284,7 @@ class Runs:
         self._client.log_batch(
             run,
             metrics=[
-                Metric(name, value, at, epoch, model_id=model, run_id=run)
+                Metric(named(name, self._role), value, at, epoch, model_id=model, run_id=run)
                 for name, value in best.items()
                 if name.startswith(("val_", "test_"))
             ],

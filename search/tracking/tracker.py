@@ -318,6 +318,15 @@ class Tracker:
             self._line.process.kill()
             self._line.process.wait()
 
+    def learn_runs(self) -> None:
+        """Writes down the runs of trials that had ended before MLflow told them; waits for these."""
+        unknown = [record.number for record in self._study.records() if record.mlflow_run_id is None]
+        if unknown:
+            self.flush(_OPEN_SECONDS)
+        for number in unknown:
+            if run := self.run_of(number):
+                self._study.ran_as(number, run)
+
     # What the conductor tells
 
     def run_of(self, number: int, *, wait: bool = False) -> str | None:

@@ -15,6 +15,7 @@ search:
   trials: 6
   max_epochs: 4
   seed: 0
+  refit: false
 space:
   backbone: efficientnet_lite0
   strategy: probe

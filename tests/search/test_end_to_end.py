@@ -74,21 +74,26 @@ def test_a_copy_of_mlflows_file_holds_every_run(inside: Path) -> None:
 
 
 def test_every_model_reproduces_its_recorded_accuracy(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = read_spec(inside / "searches/small/spec.yaml")
-    cache = Path(os.environ["XDG_CACHE_HOME"]) / "transfer-search"
-    data = spec.modality.load(spec.data.config, cache_dir=cache)
-    chosen = data.splits["validation"]
-    names = [data.names[index] for index in chosen.tolist()]
-    digits = load_digits().images
-    images = [np.repeat(_grey(digits[int(_number(name))])[..., None], 3, 2) for name in names]
-    truth = [data.classes[label] for label in data.labels[chosen].tolist()]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", spec.tracking_uri)
+    images, truth = validation_images(inside / "searches/small/spec.yaml")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{inside}/mlflow.db")
     for row in rows("trials", "small")[:3]:
         model = mlflow.pyfunc.load_model(row["model_uri"])
         told = model.predict(np.stack(images))["label"]
         assert float(np.mean(told == truth)) == row["model_value"], row["trial"]
         files = (inside / f"searches/small/checkpoints/{row['trial']:05d}/model").iterdir()
         assert sum(file.stat().st_size for file in files) < 200_000
+
+
+def validation_images(spec_file: Path) -> tuple[list[np.ndarray[Any, Any]], list[str]]:
+    """The validation images of a search of digits as their source has them, and their classes."""
+    spec = read_spec(spec_file)
+    cache = Path(os.environ["XDG_CACHE_HOME"]) / "transfer-search"
+    data = spec.modality.load(spec.data.config, cache_dir=cache)
+    chosen = data.splits["validation"]
+    names = [data.names[index] for index in chosen.tolist()]
+    digits = load_digits().images
+    images = [np.repeat(_grey(digits[int(_number(name))])[..., None], 3, 2) for name in names]
+    return images, [data.classes[label] for label in data.labels[chosen].tolist()]
 
 
 def _grey(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

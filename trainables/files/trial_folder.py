@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ __all__ = [
     "checked_model",
     "model_metric",
     "read_epochs",
+    "read_right",
     "write_epochs",
 ]
 
@@ -33,9 +34,21 @@ Epochs: TypeAlias = dict[int, dict[str, float]]
 """The metrics of each epoch that was run, by its number from 1."""
 
 
-def write_epochs(folder: Path, epochs: Epochs, hparams: Mapping[str, Any]) -> None:
-    """Writes down the epochs of a trial of these hyperparameters."""
-    known = {"hparams": dict(hparams), "epochs": {str(epoch): epochs[epoch] for epoch in sorted(epochs)}}
+def write_epochs(
+    folder: Path, epochs: Epochs, hparams: Mapping[str, Any], right: Sequence[bool] | None = None
+) -> None:
+    """Writes down the epochs of a trial of these hyperparameters.
+
+    Args:
+        folder: the trial's.
+        epochs: their metrics.
+        hparams: the trial's.
+        right: whether the kept model tells each validation image right, where that is known.
+    """
+    told = {str(epoch): epochs[epoch] for epoch in sorted(epochs)}
+    known: dict[str, Any] = {"hparams": dict(hparams), "epochs": told}
+    if right is not None:
+        known["right"] = "".join("1" if each else "0" for each in right)
     text = json.dumps({**known, "sha256": _digest(known)}, indent=1) + "\n"
     write(folder / EPOCHS_FILE, text.encode())
 
@@ -61,6 +74,20 @@ def read_epochs(folder: Path, hparams: Mapping[str, Any] | None = None) -> Epoch
     if any(own[name] != told[name] for name in own.keys() & told.keys()):
         raise Damaged(f"{path} is of a trial with other hyperparameters")
     return epochs
+
+
+def read_right(folder: Path) -> list[bool] | None:
+    """Whether the kept model tells each validation image right; None where the trial did not write that down.
+
+    Raises:
+        Damaged: where the file is not what was written.
+    """
+    read_epochs(folder)
+    try:
+        told = json.loads((folder / EPOCHS_FILE).read_bytes()).get("right")
+    except FileNotFoundError:
+        return None
+    return None if told is None else [each == "1" for each in told]
 
 
 def model_metric(folder: Path) -> dict[str, float] | None:

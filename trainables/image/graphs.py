@@ -36,6 +36,7 @@ HELPERS: Mapping[str, str] = {"onnx": "classify.py", "safetensors": "load_safete
 
 _CARD = "transfer_search.card"
 _INPUT = "transfer_search.input"
+_STAGES = "transfer_search.stages"
 _PIXELS = "uint8 [B, H, W, 3]"
 _LONGEST = 65536
 
@@ -160,7 +161,8 @@ def _of_graph(logits: Callable[[Tensor], Tensor], card: Card, takes_pixels: bool
 
 def _write_safetensors(whole: WholeModel, path: Path) -> None:
     state = {name: tensor.contiguous().clone() for name, tensor in whole.model.state_dict().items()}
-    safetensors.torch.save_file(state, path, metadata={_CARD: _text(whole.loaded.card)})
+    told = {_CARD: _text(whole.loaded.card), _STAGES: json.dumps(whole.loaded.model.stages)}
+    safetensors.torch.save_file(state, path, metadata=told)
 
 
 def _read_safetensors(path: Path) -> Classifier:

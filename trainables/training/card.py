@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,8 +11,17 @@ from typing import Any
 from trainables.modalities import modality
 from trainables.modality import Backbone
 from trainables.training.hparams import HParams
+from trainables.training.splits import SPLITS
 
-__all__ = ["Card", "ModelError", "make_card"]
+__all__ = ["TRAIN", "Card", "Member", "ModelError", "make_card"]
+
+
+TRAIN = "train"
+"""The split that a trial is trained on."""
+
+
+_USUAL: Mapping[str, Any] = {"trained_on": [TRAIN], "members": []}
+"""What a card says where it does not say otherwise."""
 
 
 class ModelError(ValueError):
@@ -29,7 +39,10 @@ class Card:
         head: the kind of head.
         classes: the names of the classes in the order of the logits.
         hparams: the trial's.
-        metric: what the model reached, by name, such as `{"val_accuracy": 0.93}`.
+        metric: what the model reached, by name, such as `{"val_accuracy": 0.93}`. Where it was trained on
+            validation images too, a `val_` score says only which model it is.
+        trained_on: the splits that it was trained on.
+        members: what it averages, where it is an ensemble; all but the metric is then that of the first.
     """
 
     backbone: str
@@ -40,6 +53,8 @@ class Card:
     classes: tuple[str, ...]
     hparams: HParams
     metric: Mapping[str, float]
+    trained_on: tuple[str, ...] = (TRAIN,)
+    members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -64,17 +79,30 @@ class Card:
             for name, value in self.metric.items()
         ):
             yield "metric must map names to numbers"
+        if not self.trained_on or not all(split in SPLITS for split in self.trained_on):
+            yield f"trained_on is {list(self.trained_on)}, but must name some of {', '.join(SPLITS)}"
+        for member in self.members:
+            yield from member.problems(self)
+
+    @property
+    def has_seen_validation(self) -> bool:
+        """Whether it was trained on the validation images."""
+        return "validation" in self.trained_on
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that survive JSON, for `from_dict`."""
-        return {
+        told = {
             "modality": self.hparams.modality,
             **{each.name: getattr(self, each.name) for each in fields(self)},
             "preprocessing": self.preprocessing.to_dict(),
             "classes": list(self.classes),
             "hparams": self.hparams.to_dict(),
             "metric": dict(self.metric),
+            "trained_on": list(self.trained_on),
+            "members": [member.to_dict() for member in self.members],
         }
+        # Earlier versions read what is neither a refit nor an ensemble.
+        return {name: value for name, value in told.items() if value != _USUAL.get(name)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Card:
@@ -83,11 +111,13 @@ class Card:
         Raises:
             ModelError: for anything missing, unknown, or of the wrong type.
         """
-        values = _with_modality(values)
+        values = {**_USUAL, **_with_modality(values)}
         known = {"modality", *(each.name for each in fields(cls))}
         if set(values) != known:
             raise ModelError(f"it has {sorted(values)}, but must have exactly {sorted(known)}")
-        for name, shape in (("preprocessing", dict), ("hparams", dict), ("classes", list)):
+        shapes = {"preprocessing": dict, "hparams": dict, "classes": list}
+        shapes |= {"trained_on": list, "members": list}
+        for name, shape in shapes.items():
             if not isinstance(values[name], shape):
                 raise ModelError(f"{name} must be a {'list' if shape is list else 'mapping'}")
         try:
@@ -102,8 +132,58 @@ class Card:
                 "preprocessing": preprocessing,
                 "hparams": hparams,
                 "classes": tuple(values["classes"]),
+                "trained_on": tuple(values["trained_on"]),
+                "members": tuple(Member.from_dict(each) for each in values["members"]),
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A model that is a part of an ensemble.
+
+    Attributes:
+        name: what a person calls it, such as `trial 7`.
+        share: of its probabilities in the average; those of all members are 1 together.
+        factor: what its logits are multiplied with, one over its temperature.
+        trunk: place of its trunk in the ensemble; members whose trunks did not train have one in common.
+        card: its own.
+    """
+
+    name: str
+    share: float
+    factor: float
+    trunk: int
+    card: Card
+
+    def problems(self, whole: Card) -> Iterable[str]:
+        """Why it cannot be a part of `whole`."""
+        if self.card.members:
+            yield f"{self.name} is an ensemble itself"
+        if self.card.classes != whole.classes or self.card.preprocessing != whole.preprocessing:
+            yield f"{self.name} has other classes, or takes other inputs, than the ensemble"
+        for name in ("share", "factor"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                yield f"the {name} of {self.name} is {value!r}, but must be a positive number"
+        if not isinstance(self.trunk, int) or not 0 <= self.trunk < len(whole.members):
+            yield f"the trunk of {self.name} is {self.trunk!r}, but must be a place among its trunks"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that survive JSON, for `from_dict`."""
+        return {**vars(self), "card": self.card.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Member:
+        """The member that `to_dict` described.
+
+        Raises:
+            ModelError: for anything missing, unknown, or of the wrong type.
+        """
+        known = {each.name for each in fields(cls)}
+        if not isinstance(values, dict) or set(values) != known or not isinstance(values["card"], dict):
+            raise ModelError(f"a member must have exactly {sorted(known)}, its card a mapping")
+        return cls(**{**values, "name": str(values["name"]), "card": Card.from_dict(values["card"])})
 
 
 def _with_modality(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +202,12 @@ def _with_modality(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_card(
-    backbone: Backbone, hparams: HParams, classes: Sequence[str], metric: Mapping[str, float]
+    backbone: Backbone,
+    hparams: HParams,
+    classes: Sequence[str],
+    metric: Mapping[str, float],
+    *,
+    trained_on: tuple[str, ...] = (TRAIN,),
 ) -> Card:
     """The card of a model of `hparams` on `backbone`.
 
@@ -140,4 +225,5 @@ def make_card(
         classes=tuple(classes),
         hparams=hparams,
         metric=dict(metric),
+        trained_on=trained_on,
     )

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.errors import BackboneError
 from trainables.files import sealed
 from trainables.files.trial_folder import CARD_FILE, DELTA_FILE
 from trainables.modalities import modality
 from trainables.modality import Backbone
-from trainables.training.card import Card, ModelError
+from trainables.training.card import Card, Member, ModelError
+from trainables.training.ensemble import EnsembleModel
 from trainables.training.model import TransferModel, build_model
 
-__all__ = ["LoadedModel", "load_delta", "save_delta", "whole_model"]
+__all__ = ["LoadedModel", "Part", "card_of", "load_delta", "save_delta", "save_ensemble", "whole_model"]
 
 CARD_FORMAT = 1
 CARD_BYTES = 16 * 2**20
@@ -36,7 +37,7 @@ CARD_BYTES = 16 * 2**20
 class LoadedModel:
     """A model as it was saved, in evaluation mode on the CPU, and its card."""
 
-    model: TransferModel
+    model: TransferModel | EnsembleModel
     card: Card
 
 
@@ -67,8 +68,15 @@ def save_delta(directory: Path, model: TransferModel, backbone: Backbone, card: 
             if not _same_bits(tensor.cpu(), base[name].cpu())
         }
     # Copies, since tensors that share memory cannot be written.
-    changed = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in changed.items()}
-    delta = safetensors.torch.save(changed)
+    _write(
+        directory,
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in changed.items()},
+        card,
+    )
+
+
+def _write(directory: Path, changed: Mapping[str, Tensor], card: Card) -> None:
+    delta = safetensors.torch.save(dict(changed))
     described = {
         "format": CARD_FORMAT,
         "delta_sha256": hashlib.sha256(delta).hexdigest(),
@@ -85,6 +93,23 @@ def load_delta(directory: Path) -> LoadedModel:
         ModelError: when a file is missing, damaged or not what it should be, when the backbone's
             weights are not at hand, or when they are not those that the delta differs from.
     """
+    card, changed = _read(directory)
+    model = _empty(card)
+    _fill(model, changed, directory / DELTA_FILE, card)
+    return LoadedModel(model.eval(), card)
+
+
+def card_of(directory: Path) -> Card:
+    """The card of the model in a folder.
+
+    Raises:
+        ModelError: if it cannot be read.
+    """
+    return _read_card(directory / CARD_FILE)[0]
+
+
+def _read(directory: Path) -> tuple[Card, dict[str, Tensor]]:
+    """The card and the tensors in a folder."""
     card, digest = _read_card(directory / CARD_FILE)
     try:
         delta = (directory / DELTA_FILE).read_bytes()
@@ -93,16 +118,45 @@ def load_delta(directory: Path) -> LoadedModel:
                 f"{directory / DELTA_FILE} is not the one that {CARD_FILE} was written with: "
                 "copy both files again"
             )
-        changed = safetensors.torch.load(delta)
+        return card, safetensors.torch.load(delta)
     except OSError as error:
         raise ModelError(f"{directory / DELTA_FILE} cannot be read: {error.strerror}") from error
     except (SafetensorError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{directory / DELTA_FILE} is damaged: {error}") from error
-    model = _empty(card)
-    _fill(model, changed, directory / DELTA_FILE, whole=card.weights == "none")
-    return LoadedModel(model.eval(), card)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A saved model, in a folder, that is to be a part of an ensemble; the rest is as `Member` has it."""
+
+    folder: Path
+    name: str
+    share: float
+    factor: float
+
+
+def save_ensemble(directory: Path, parts: Sequence[Part], metric: Mapping[str, float]) -> Card:
+    """Writes saved models as one, which averages their probabilities; needs no backbone.
+
+    Raises:
+        ModelError: where one of them cannot be read, or they do not fit each other.
+    """
+    trunks: dict[object, int] = {}
+    members: list[Member] = []
+    tensors: dict[str, Tensor] = {}
+    for place, part in enumerate(parts):
+        card, own = _read(part.folder)
+        changes = any(name.startswith("trunk.") for name in own)
+        trunk = trunks.setdefault(place if changes else (card.backbone, card.weights_hash), len(trunks))
+        members.append(Member(name=part.name, share=part.share, factor=part.factor, trunk=trunk, card=card))
+        for name, tensor in own.items():
+            kind, _, rest = name.partition(".")
+            tensors[f"heads.{place}.{rest}" if kind == "head" else f"trunks.{trunk}.{rest}"] = tensor
+    whole = replace(members[0].card, metric=dict(metric), members=tuple(members))
+    _write(directory, tensors, whole)
+    return whole
 
 
 def whole_model(card: Card, tensors: Mapping[str, Tensor], path: Path) -> LoadedModel:
@@ -111,13 +165,28 @@ def whole_model(card: Card, tensors: Mapping[str, Tensor], path: Path) -> Loaded
     Raises:
         ModelError: when they do not fit each other.
     """
-    model = _empty(replace(card, weights="none"))
-    _fill(model, tensors, path, whole=True)
+    members = [replace(each, card=replace(each.card, weights="none")) for each in card.members]
+    unaided = replace(card, weights="none", members=tuple(members))
+    model = _empty(unaided)
+    _fill(model, tensors, path, unaided)
     return LoadedModel(model.eval(), card)
 
 
-def _empty(card: Card) -> TransferModel:
+def _empty(card: Card) -> TransferModel | EnsembleModel:
     """The model of the card before the delta."""
+    if not card.members:
+        return build_model(_backbone(card), card.hparams, len(card.classes))
+    own = {member.trunk: member.card for member in reversed(card.members)}
+    backbones = {trunk: _backbone(mine) for trunk, mine in own.items()}
+    models = [
+        build_model(backbones[member.trunk], member.card.hparams, len(card.classes))
+        for member in card.members
+    ]
+    return EnsembleModel(models, card.members)
+
+
+def _backbone(card: Card) -> Backbone:
+    """The backbone that the card's model differs from."""
     kind = modality(card.hparams.modality)
     asked = {name: getattr(card.hparams, name) for name in kind.backbone_knobs}
     try:
@@ -130,14 +199,17 @@ def _empty(card: Card) -> TransferModel:
             f"the model was trained from (digest {backbone.weights_hash[:12]}, but it must be "
             f"{card.weights_hash[:12]}): install the same version of them"
         )
-    backbone = replace(backbone, preprocessing=card.preprocessing)
-    return build_model(backbone, card.hparams, len(card.classes))
+    return replace(backbone, preprocessing=card.preprocessing)
 
 
-def _fill(model: TransferModel, changed: Mapping[str, Tensor], path: Path, *, whole: bool) -> None:
+def _fill(model: nn.Module, changed: Mapping[str, Tensor], path: Path, card: Card) -> None:
     """Puts the delta's tensors into the model, after checking every one."""
     state = model.state_dict()
-    needed = {name for name in state if whole or name.startswith("head.")}
+    from_nothing = tuple(
+        {f"trunks.{each.trunk}." for each in card.members if each.card.weights == "none"}
+        or ({"trunk."} if card.weights == "none" else ())
+    )
+    needed = {name for name in state if name.startswith(("head.", "heads.", *from_nothing))}
     problems = [f"{name} is missing" for name in sorted(needed - set(changed))]
     for name, tensor in changed.items():
         if name not in state:

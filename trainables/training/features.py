@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import timm
 import torch
@@ -25,13 +26,31 @@ from trainables.training.inference import engine, fast_passes
 from trainables.training.model import TransferModel
 from trainables.training.stages import StagedTrunk
 
-__all__ = ["FrozenFeatures"]
+__all__ = ["FrozenFeatures", "JoinedFeatures", "Views"]
 
 _CODE_VERSION = 3  # raise it when the same key would give other bytes
 _CHUNK = 128  # examples of one cache entry: small enough for two workers to share a view
 _GPU_CHUNKS = 16  # as many in one entry on a GPU, which would often wait between small ones
 _BATCH = {"cpu": 32, "cuda": 256}
 """Examples in a pass; on CPUs the maps of a larger batch fall out of the cache: 1.3 times slower."""
+
+
+class Views(Protocol):
+    """Features of a list of examples, view by view."""
+
+    def view(self, number: int) -> Tensor:
+        """Features of one view, [N, F]; not to be written to."""
+
+
+@dataclass(frozen=True)
+class JoinedFeatures:
+    """Features of several lists of examples, one after the other: each is kept by itself."""
+
+    parts: Sequence[Views]
+
+    def view(self, number: int) -> Tensor:
+        """Features of one view, [N, F]."""
+        return torch.cat([part.view(number) for part in self.parts])
 
 
 @dataclass(frozen=True, kw_only=True)

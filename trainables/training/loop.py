@@ -32,9 +32,9 @@ from trainables.seeds import derived_seed, generator, sample_seeds
 from trainables.training import optim
 from trainables.training.ahead import ahead, placed
 from trainables.training.averaging import build_ema
-from trainables.training.card import make_card
+from trainables.training.card import TRAIN, make_card
 from trainables.training.delta import save_delta
-from trainables.training.features import FrozenFeatures
+from trainables.training.features import FrozenFeatures, JoinedFeatures, Views
 from trainables.training.hparams import HParams
 from trainables.training.keeping import BEST_EPOCH, counted, expected
 from trainables.training.metrics import Scores
@@ -104,10 +104,14 @@ class Training:
         self._examples = data.examples(backbone.preprocessing)
         self.model = build_model(backbone, hparams, len(data.classes)).to(self.device)
         self._mixing = self.modality.mixing(hparams, len(data.classes))
-        self._weights = _class_weights(data).to(self.device) if hparams.class_weights else None
-        self._batches = self._batch_count(len(data.splits["train"]))
+        self._trained_on = torch.cat([data.splits[split] for split in settings.trained_on])
+        labels, classes = data.labels[self._trained_on], len(data.classes)
+        self._weights = _class_weights(labels, classes).to(self.device) if hparams.class_weights else None
+        self._batches = self._batch_count(len(self._trained_on))
         self._phase: Phase | None = None
         self._applied: dict[int, dict[str, Any]] = {}
+        self._told_right: list[bool] | None = None  # in the last epoch, each validation image
+        self._right: list[bool] | None = None  # the same in the epoch that is kept
         self._solved: SolvedHead | None = None
         self._penalty: Regulariser | None = None
         self._enter(self.phases[0])
@@ -176,6 +180,7 @@ class Training:
             return self.epochs[self.epoch]
         self.epochs[self.epoch] = metrics
         self.improved = self._is_kept(self.epoch)
+        self._right = self._told_right if self.improved else self._right
         return metrics
 
     def _is_kept(self, epoch: int) -> bool:
@@ -234,9 +239,9 @@ class Training:
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self._ema = build_ema(self.model, self.hparams)
         self._penalty = None
-        self._features: dict[str, FrozenFeatures] = {}
+        self._features: dict[str, Views] = {}
         if phase.kind == "head":
-            self._features = {split: self._frozen(split, self.model) for split in ("train", "validation")}
+            self._features = {split: self._frozen(split, self.model) for split in (TRAIN, "validation")}
         else:
             self._penalty = regulariser(self.model, self.backbone, self.hparams)
         self._part = self._part_size()
@@ -253,8 +258,8 @@ class Training:
         if standard is None:
             return
         model = build_model(self.backbone, self.hparams, len(self.data.classes)).to(self.device)
-        clean, drawn = self._frozen("train", model, clean=True), self._frozen("train", model)
-        count = 0 if drawn.policy.is_identity else self.settings.views or 1
+        clean, drawn = self._frozen(TRAIN, model, clean=True), self._frozen(TRAIN, model)
+        count = 0 if self.policy.is_identity else self.settings.views or 1
         views = [functools.partial(clean.view, 0), *(functools.partial(drawn.view, n) for n in range(count))]
         with torch.no_grad():
             if self.hparams.head_is_solved:
@@ -271,28 +276,32 @@ class Training:
         self._applied[self._phase.first] = self._described(self._phase)
 
     def _solve(self, views: Sequence[Callable[[], Tensor]]) -> SolvedHead:
-        labels = self.data.labels[self.data.splits["train"]].to(self.device)
+        labels = self.data.labels[self._trained_on].to(self.device)
         weights = None if self._weights is None else self._weights[labels]
         return solve(self.hparams.solver, views, labels, len(self.data.classes), weights=weights)
 
-    def _frozen(self, split: str, model: TransferModel, *, clean: bool = False) -> FrozenFeatures:
+    def _frozen(self, split: str, model: TransferModel, *, clean: bool = False) -> Views:
         """The frozen trunk's features of a split; those that a metric is computed of in full precision.
 
-        Of the training split as the policy draws it, or `clean` as it is evaluated.
+        Of `train`, all that is trained on, as the policy draws it, or `clean` as it is evaluated.
         """
-        training = split == "train"
-        return FrozenFeatures(
-            model=model,
-            trunk_key=f"{self.backbone.name} {self.backbone.weights_hash} {self.backbone.preprocessing}",
-            examples=self._examples,
-            indices=self.data.splits[split],
-            policy=self.policy if training and not clean else self._plain,
-            data_key=self.data.fingerprint,
-            cache=self.cache,
-            dtype=torch.float16 if training else torch.float32,
-            device=self.device,
-            progress=self.progress,
-        )
+        training = split == TRAIN
+        parts = [
+            FrozenFeatures(
+                model=model,
+                trunk_key=f"{self.backbone.name} {self.backbone.weights_hash} {self.backbone.preprocessing}",
+                examples=self._examples,
+                indices=self.data.splits[each],
+                policy=self.policy if training and not clean else self._plain,
+                data_key=self.data.fingerprint,
+                cache=self.cache,
+                dtype=torch.float16 if training else torch.float32,
+                device=self.device,
+                progress=self.progress,
+            )
+            for each in (self.settings.trained_on if training else (split,))
+        ]
+        return parts[0] if len(parts) == 1 else JoinedFeatures(parts)
 
     # Epochs
 
@@ -323,8 +332,8 @@ class Training:
     def _fitted(self) -> tuple[float, int]:
         """The mean loss of a solved head on the clean training images, and their number."""
         self.model.eval()
-        features = self._frozen("train", self.model, clean=True).view(0)
-        labels = self.data.labels[self.data.splits["train"]].to(self.device)
+        features = self._frozen(TRAIN, self.model, clean=True).view(0)
+        labels = self.data.labels[self._trained_on].to(self.device)
         with torch.no_grad():
             parts = [self.model.head(part.float()) for part in features.split(_ROWS)]
         return float(functional.cross_entropy(torch.cat(parts), labels, weight=self._weights)), len(labels)
@@ -332,7 +341,7 @@ class Training:
     def _steps(self) -> Iterator[Iterator[Part]]:
         """The batches of the epoch, in a shuffled order, each in parts whose gradients add up to its own."""
         order = torch.randperm(
-            len(self.data.splits["train"]),
+            len(self._trained_on),
             generator=generator(self.hparams.seed, "order", self.epoch),
         )
         return self._head_steps(order) if self._features else self._trunk_steps(order)
@@ -343,8 +352,8 @@ class Training:
         number = self.epoch - self._phase.first
         if self.settings.views is not None:
             number %= self.settings.views
-        features = self._features["train"].view(number)
-        labels = self.data.labels[self.data.splits["train"]].to(self.device)
+        features = self._features[TRAIN].view(number)
+        labels = self.data.labels[self._trained_on].to(self.device)
         for batch in order.to(self.device).tensor_split(self._batches):
             yield iter([(self.model.head(features[batch].float()), labels[batch], 1.0, None)])
 
@@ -355,7 +364,7 @@ class Training:
 
     def _drawn(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of the epoch's batches, augmented and mixed."""
-        indices = self.data.splits["train"][order]
+        indices = self._trained_on[order]
         root = derived_seed(self.hparams.seed, "augment", self.epoch)
         mixing = generator(self.hparams.seed, "mixing", self.epoch)
         for batch in indices.tensor_split(self._batches):
@@ -388,13 +397,13 @@ class Training:
 
     def _measure(self) -> Scores:
         """Validation scores of the weights that would be saved."""
-        with self._averaged():
-            if not self._features:
-                return self.evaluate("validation")
+        with self._averaged(), torch.no_grad():
             self.model.eval()
-            with torch.no_grad():
-                logits = self.model.head(self._features["validation"].view(0))
-            return self._scores(logits.cpu(), self.data.labels[self.data.splits["validation"]])
+            cached = self._features["validation"].view(0) if self._features else None
+            logits = self.logits("validation") if cached is None else self.model.head(cached).cpu()
+        labels = self.data.labels[self.data.splits["validation"]]
+        self._told_right = (logits.argmax(1) == labels).tolist()
+        return self._scores(logits, labels)
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self._ema is None else self._ema.applied()
@@ -404,7 +413,8 @@ class Training:
     def save_model(self, folder: Path) -> None:
         """Writes the weights that the last epoch was measured with as `folder/model`."""
         assert self.best is not None, "no epoch has been measured"
-        card = make_card(self.backbone, self.hparams, self.data.classes, self.best)
+        trained_on = self.settings.trained_on
+        card = make_card(self.backbone, self.hparams, self.data.classes, self.best, trained_on=trained_on)
         with self._averaged():
             save_delta(folder / MODEL_FOLDER, self.model, self.backbone, card)
 
@@ -473,6 +483,7 @@ class Training:
             "dtype": str(next(self.model.parameters()).dtype),
             "passes": str(self._dtype),
             "policy": self.policy.describe(),
+            "trained_on": {split: len(self.data.splits[split]) for split in self.settings.trained_on},
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -513,7 +524,7 @@ class Training:
 
     def save_record(self, folder: Path) -> None:
         """Writes the epochs, what was built so far, and a picture of what the policy draws, into `folder`."""
-        write_epochs(folder, self.epochs, self.hparams.to_dict())
+        write_epochs(folder, self.epochs, self.hparams.to_dict(), self._right)
         sealed.write(folder / APPLIED_FILE, (json.dumps(self.applied(), indent=2) + "\n").encode())
         if self.phase_began and not self.policy.is_identity:
             picture = _preview(self.modality, self.data, self.policy, self.backbone.preprocessing)
@@ -532,15 +543,14 @@ def fit(
     return training.best
 
 
-def _class_weights(data: Data) -> Tensor:
-    """Inverse frequencies in the training split, with mean one over its images."""
-    labels = data.labels[data.splits["train"]]
-    counts = torch.bincount(labels, minlength=len(data.classes)).clamp(min=1).float()
-    return len(labels) / (len(data.classes) * counts)
+def _class_weights(labels: Tensor, classes: int) -> Tensor:
+    """Inverse frequencies among the labels, with mean one over their images."""
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1).float()
+    return len(labels) / (classes * counts)
 
 
 @functools.lru_cache(maxsize=32)
 def _preview(kind: Modality[Any], data: Data, policy: Policy, preprocessing: Any) -> bytes | None:
     """A picture of what a policy draws of the first training examples."""
-    shown = data.splits["train"][:_PREVIEW_ROWS]
+    shown = data.splits[TRAIN][:_PREVIEW_ROWS]
     return kind.preview(policy, data.examples(preprocessing)[shown])

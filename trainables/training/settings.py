@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trainables.training.card import TRAIN
 from trainables.training.keeping import LAST_EPOCHS
 
 __all__ = ["Monitor", "Settings", "dtype_of"]
@@ -39,6 +40,8 @@ class Settings:
         precision: of the passes that train a trunk: fp32, bf16, fp16 (CUDA alone, with a scaled loss),
             or auto: on a CUDA device bf16 where it has that, else fp16; on a CPU fp32. Evaluation is
             always in fp32, so that a model that is loaded again reproduces its metrics.
+        trained_on: the splits that it trains on. Of images that it was trained on a validation score says
+            only that the model is the one that was saved.
     """
 
     monitor: Monitor = Monitor()
@@ -46,6 +49,7 @@ class Settings:
     device: str = "cpu"
     threads: int = 1
     precision: str = "auto"
+    trained_on: tuple[str, ...] = (TRAIN,)
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:

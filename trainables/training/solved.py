@@ -23,7 +23,7 @@ from trainables.training.logistic import logistic_path
 from trainables.training.ridge import Moments, RidgePath, targets_of
 from trainables.training.temperature import cross_entropy, inverse_temperatures
 
-__all__ = ["Point", "SolvedHead", "solve", "standardisation"]
+__all__ = ["Point", "SolvedHead", "folds_of", "solve", "standardisation"]
 
 FOLDS = 5
 LOGISTIC_FOLDS = 3
@@ -97,7 +97,7 @@ def solve(
     rows = _Rows(views, labels, classes, weights.double())
     closed = kind == "ridge" and len(views) == 1 and len(labels) >= rows.width
     count = FOLDS if kind == "ridge" else LOGISTIC_FOLDS
-    folds = None if closed else _folds(labels, count)
+    folds = None if closed else folds_of(labels, count)
     paths = {"ridge": _ridge, "logistic": _logistic}
     strengths, scores, linear = paths[kind](rows, folds)
     factors = inverse_temperatures(scores, labels, weights)
@@ -179,7 +179,7 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(varies, scale, torch.ones_like(scale))
 
 
-def _folds(labels: Tensor, count: int) -> Tensor:
+def folds_of(labels: Tensor, count: int) -> Tensor:
     """The fold of each image, int64 [N]; each class is spread evenly over them."""
     order = torch.randperm(len(labels), generator=generator(0, "folds")).to(labels.device)
     order = order[labels[order].argsort(stable=True)]

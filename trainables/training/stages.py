@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["StagedTrunk", "pooled_stages", "stage_names", "stage_width"]
+__all__ = ["StagedTrunk", "features_read", "pooled_stages", "stage_names", "stage_width"]
 
 _FEW = 3
 """A network with fewer different shapes is the same all through, and is cut into parts of one length."""
@@ -42,6 +42,17 @@ class StagedTrunk(nn.Module):
 
 def pooled_stages(trunk: nn.Module, names: Sequence[str], images: Tensor) -> Tensor:
     """The pooled outputs of the named modules, float [B, F], in one pass over the images."""
+    return features_read(trunk, [names], images)[0]
+
+
+def features_read(trunk: nn.Module, asked: Sequence[Sequence[str]], images: Tensor) -> list[Tensor]:
+    """What several heads read of a trunk, each float [B, F], in one pass over the images.
+
+    Args:
+        trunk: normalised images to features.
+        asked: by head, the modules whose pooled outputs it reads; none: the trunk's features.
+        images: what the trunk takes.
+    """
     tokens = _prefix_tokens(trunk)
     pooled: dict[str, Tensor] = {}
 
@@ -52,13 +63,14 @@ def pooled_stages(trunk: nn.Module, names: Sequence[str], images: Tensor) -> Ten
 
         return hook
 
-    hooks = [trunk.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    wanted = dict.fromkeys(name for names in asked for name in names)
+    hooks = [trunk.get_submodule(name).register_forward_hook(keep(name)) for name in wanted]
     try:
-        trunk(images)
+        features: Tensor = trunk(images)
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.cat([pooled[name] for name in names], 1)
+    return [torch.cat([pooled[name] for name in names], 1) if names else features for names in asked]
 
 
 @functools.lru_cache(maxsize=8)

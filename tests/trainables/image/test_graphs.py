@@ -123,23 +123,31 @@ def test_a_text_is_an_image_in_base64_and_never_a_path(folder: Path, tmp_path: P
 
 
 def test_safetensors_are_built_again_by_the_loader_beside_them(small_lite0: Backbone, tmp_path: Path) -> None:
-    hparams = HParams(image_size=32, head="mlp")
-    model = build_model(small_lite0, hparams, 3).eval()
-    built = LoadedModel(model, make_card(small_lite0, hparams, CLASSES, {"val_accuracy": 0.5}))
-    write_graph("safetensors", WholeModel(built), tmp_path / FILES["safetensors"])
-    write_helper("safetensors", tmp_path)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 61, 3), dtype=np.uint8))
     image.save(tmp_path / "image.png")
+    expected = []
+    heads = {"mlp": {"head": "mlp"}, "stages": {"features": "stages", "solver": "ridge"}}
+    for name, knobs in heads.items():
+        hparams = HParams(image_size=32, **knobs)
+        model = build_model(small_lite0, hparams, 3).eval()
+        if name == "stages":
+            width = model.head.get_submodule("output").in_features
+            model.head.get_submodule("standard").set(torch.rand(width), 0.5 + torch.rand(width))
+        built = LoadedModel(model, make_card(small_lite0, hparams, CLASSES, {"val_accuracy": 0.5}))
+        write_graph("safetensors", WholeModel(built), tmp_path / f"{name}.safetensors")
+        expected.append(of_model(built).predict([tmp_path / "image.png"])["probabilities"][0])
+    write_helper("safetensors", tmp_path)
     script = (
         "from PIL import Image; from load_safetensors import load\n"
-        "model = load('model.safetensors')\n"
-        "image = model.prepare(Image.open('image.png').convert('RGB'))\n"
-        "print(model(image.unsqueeze(0)).softmax(1)[0].tolist())"
+        f"for name in {list(heads)}:\n"
+        "    model = load(f'{name}.safetensors')\n"
+        "    image = model.prepare(Image.open('image.png').convert('RGB'))\n"
+        "    print(model(image.unsqueeze(0)).softmax(1)[0].tolist())"
     )
     told = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
-    expected = of_model(built).predict([tmp_path / "image.png"])["probabilities"][0]
-    np.testing.assert_allclose(json.loads(told.stdout), expected, atol=1e-5)
+    found = [json.loads(line) for line in told.stdout.splitlines()]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_bytes_that_are_no_image_are_refused(loaded: LoadedModel) -> None:

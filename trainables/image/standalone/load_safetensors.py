@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,26 @@ class Model(nn.Module):
     Attributes:
         card: what the file says of itself: preprocessing, hyperparameters, metrics.
         classes: names, in the order of the logits.
+        stages: the modules of the trunk whose pooled outputs the head reads; none: the trunk's features.
     """
 
-    def __init__(self, card: dict[str, Any], head: nn.Module) -> None:
+    def __init__(self, card: dict[str, Any], tensors: dict[str, Tensor], stages: Sequence[str] = ()) -> None:
         super().__init__()
         self.card = card
+        self.stages: tuple[Any, ...] = tuple(stages)
         self.classes: list[str] = card["classes"]
         self.trunk = _trunk(card["backbone"], card["preprocessing"]["image_size"])
-        self.head = head
+        self.head = _head(_below(tensors, "head."))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [B, C] of what `prepare` gives, uint8 [B, 3, s, s]."""
-        mean, std = (torch.tensor(self.card["preprocessing"][k]).view(1, 3, 1, 1) for k in ("mean", "std"))
-        logits: Tensor = self.head(self.trunk((inputs.to(torch.float32) / 255 - mean) / std))
+        logits: Tensor = self.head(_features(self.trunk, self.stages, self.normalised(inputs)))
         return logits
+
+    def normalised(self, inputs: Tensor) -> Tensor:
+        """What trunks take."""
+        mean, std = (torch.tensor(self.card["preprocessing"][k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+        return (inputs.to(torch.float32) / 255 - mean) / std
 
     def prepare(self, image: Image.Image) -> Tensor:
         """An upright picture in RGB as the network takes it: uint8 [3, s, s]."""
@@ -68,22 +75,108 @@ def load(path: str | Path) -> Model:
     """
     with safe_open(path, framework="pt") as file:
         card = json.loads(file.metadata()["transfer_search.card"])
+        stages = json.loads(file.metadata().get("transfer_search.stages", "[]"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    model = Model(card, _head({name: tensor for name, tensor in tensors.items() if name.startswith("head.")}))
+    model = (Ensemble if card.get("members") else Model)(card, tensors, stages)
     model.load_state_dict(tensors)
     return model.eval()
 
 
+class Ensemble(Model):
+    """Several heads, each on one of some trunks, whose probabilities are averaged.
+
+    Attributes:
+        stages: of each head what `Model` has of its own.
+    """
+
+    def __init__(self, card: dict[str, Any], tensors: dict[str, Tensor], stages: Sequence[Any] = ()) -> None:
+        nn.Module.__init__(self)
+        self.card, self.stages = card, tuple(tuple(names) for names in stages)
+        self.classes = card["classes"]
+        backbones = {member["trunk"]: member["card"]["backbone"] for member in card["members"]}
+        size = card["preprocessing"]["image_size"]
+        self.trunks = nn.ModuleList(_trunk(backbones[place], size) for place in sorted(backbones))
+        self.heads = nn.ModuleList(
+            _head(_below(tensors, f"heads.{place}.")) for place in range(len(card["members"]))
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits [B, C], whose softmax is the average of the members' probabilities."""
+        taken, total = self.normalised(inputs), torch.zeros(())
+        read: dict[Any, Tensor] = {}
+        for member, head, stages in zip(self.card["members"], self.heads, self.stages, strict=True):
+            key = (member["trunk"], stages)
+            if key not in read:
+                read[key] = _features(self.trunks[member["trunk"]], stages, taken)
+            total = total + member["share"] * (member["factor"] * head(read[key])).softmax(1)
+        return total.clamp(min=1e-30).log()
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _head(tensors: dict[str, Tensor]) -> nn.Sequential:
-    """The head whose linear layers are in the file: `output`, after `hidden` where that is there."""
+    """The head whose layers are in the file: `output`, after `standard` and `hidden` where they are there."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if "standard.mean" in tensors:
+        layers["standard"] = Standardised(len(tensors["standard.mean"]))
     for name in ("hidden", "output"):
-        weight = tensors.get(f"head.{name}.weight")
+        weight = tensors.get(f"{name}.weight")
         if weight is not None:
             layers[name] = nn.Linear(weight.shape[1], weight.shape[0])
             if name == "hidden":
                 layers["activation"] = nn.ReLU()
     return nn.Sequential(layers)
+
+
+class Standardised(nn.Module):
+    """Features less their mean over their deviation."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
+
+
+def _features(trunk: nn.Module, names: Sequence[str], images: Tensor) -> Tensor:
+    """The pooled outputs of the named modules, float [B, F]; without names the trunk's own features."""
+    if not names:
+        features: Tensor = trunk(images)
+        return features
+    # Tokens that come before those of the patches, the class token first.
+    tokens = int(getattr(trunk, "num_prefix_tokens", 1 if hasattr(trunk, "class_token") else 0))
+    pooled: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            pooled[name] = _pooled(output, tokens)  # at once: what comes next may write over it
+
+        return hook
+
+    hooks = [trunk.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        trunk(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat([pooled[name] for name in names], 1)
+
+
+def _pooled(output: Tensor, tokens: int) -> Tensor:
+    """A map's mean over its pixels; the class token and the mean of the others; or what is pooled already."""
+    if output.ndim == 4:
+        return output.mean((2, 3) if output.shape[2] == output.shape[3] else (1, 2))
+    if output.ndim == 3:
+        means = output[:, tokens:].mean(1)
+        return torch.cat([output[:, 0], means], 1) if tokens else means
+    return output
 
 
 def _trunk(backbone: str, image_size: int) -> nn.Module:

@@ -1,0 +1,129 @@
+"""A search's ensemble: chosen, built, scored, and told as a run of its own."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from search.run.planning import cache_root
+from search.run.scoring import logits_of
+from search.search import Search
+from search.study.ensemble import EnsembleStudy, shares_told
+from search.study.trials import Ending
+from search.tracking.tracker import Tracker
+from trainables.files.trial_folder import write_epochs
+from trainables.modality import Data
+from trainables.record import MODEL_FOLDER, TEST_METRICS
+from trainables.training.delta import Part, card_of, save_ensemble
+from trainables.training.keeping import expected_name
+from trainables.training.selection import Selection, select
+
+__all__ = ["make_ensemble"]
+
+_VALIDATION = ("val_loss", "val_accuracy", "val_macro_f1")
+
+
+def make_ensemble(
+    search: Search, config: Mapping[str, Any], within: Tracker, console: Console
+) -> Tracker | None:
+    """Makes the ensemble of a search's best trials where it pays; the tracker that was told of it, if any.
+
+    Args:
+        search: whose budget is met, or whose time is over.
+        config: as `planning.trial_config` gives it.
+        within: the search's own tracker.
+        console: is told what was found.
+    """
+    began, pool = time.perf_counter(), search.pool
+    folders = {number: search.home.trial(number) / MODEL_FOLDER for number in pool}
+    with tempfile.TemporaryDirectory(prefix="ensemble-") as temporary:
+        place = Path(temporary)
+        alike = _alike(folders)
+        save_ensemble(place, [_part(folders[number], number, 1.0, 1.0) for number in alike], {})
+        data = search.spec.modality.load(search.spec.data.config, cache_dir=cache_root(search.spec))
+        logits = logits_of(search.spec, config, place, "validation", by_member=True)
+        chosen = select(logits, data.labels[data.splits["validation"]])
+        shares = {alike[index]: share for index, share in chosen.shares.items()}
+        told = _told(chosen, shares, alike)
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        if not chosen.pays:
+            search.study.ensemble = {"pool": pool, "told": told}
+            return None
+        parts = [
+            _part(folders[alike[index]], alike[index], share, chosen.factors[index])
+            for index, share in chosen.shares.items()
+        ]
+        save_ensemble(place, parts, {})
+        best = _scores(search, config, place, data, chosen)
+        study = search.begin_ensemble(pool, shares)
+        tracker = Tracker(search.spec, search.home.ensemble, study, within=within)
+        _recorded(search, study, tracker, parts, best, time.perf_counter() - began)
+        search.study.ensemble = {"pool": pool, "told": told}  # the last of it: until then it is made anew
+    return tracker
+
+
+def _alike(folders: Mapping[int, Path]) -> list[int]:
+    """The trials whose models take the same inputs as that of the first."""
+    cards = {number: card_of(folder) for number, folder in folders.items()}
+    wanted = next(iter(cards.values())).preprocessing
+    return [number for number, card in cards.items() if card.preprocessing == wanted]
+
+
+def _part(folder: Path, number: int, share: float, factor: float) -> Part:
+    return Part(folder=folder, name=f"trial {number}", share=share, factor=factor)
+
+
+def _scores(
+    search: Search, config: Mapping[str, Any], place: Path, data: Data, chosen: Selection
+) -> dict[str, float]:
+    """What the ensemble has on validation images, what it is expected to have, and its test scores."""
+    modality = search.spec.modality
+    best: dict[str, float] = {"epoch": 1.0}
+    for split, names in (("validation", _VALIDATION), ("test", TEST_METRICS)):
+        labels = data.labels[data.splits[split]]
+        if len(labels):
+            found = modality.scores(logits_of(search.spec, config, place, split), labels)
+            best |= dict(zip(names, (found.loss, found.accuracy, found.macro_f1), strict=True))
+    held = modality.scores(chosen.logits, data.labels[data.splits["validation"]])
+    expected = zip(_VALIDATION, (held.loss, held.accuracy, held.macro_f1), strict=True)
+    return best | {expected_name(name): value for name, value in expected}
+
+
+def _recorded(
+    search: Search,
+    study: EnsembleStudy,
+    tracker: Tracker,
+    parts: Sequence[Part],
+    best: Mapping[str, float],
+    seconds: float,
+) -> None:
+    """Writes the model and its record into the home, and tells the study and MLflow."""
+    left = study.interrupted()
+    assignment = study.continue_trial(left[0]) if left else study.ask()
+    number = assignment.number
+    folder = search.home.ensemble.trial(number)
+    tracker.trial_started(assignment)
+    metrics = {name: best[name] for name in _VALIDATION} | {"epoch_seconds": seconds}
+    save_ensemble(folder / MODEL_FOLDER, parts, {name: best[name] for name in ("epoch", *_VALIDATION)})
+    write_epochs(folder, {1: metrics}, assignment.hparams.to_dict())
+    tracker.epoch_ended(number, 1, metrics)
+    study.report(number, 1, metrics)
+    tracker.trial_ended(number, Ending.COMPLETED, best, "")
+    study.end(number, Ending.COMPLETED, best)
+    tracker.learn_runs()
+
+
+def _told(chosen: Selection, shares: Mapping[int, float], pool: Sequence[int]) -> str:
+    """What was chosen and why, or why not."""
+    accuracies = f"accuracy {chosen.accuracy:.4f} against {chosen.winner_accuracy:.4f}"
+    gain = f"cross-entropy lower by {chosen.gain:.4f} ± {chosen.error:.4f}, {accuracies}, on left-out images"
+    if len(shares) == 1:
+        return f"ensemble: none of the best {len(pool)} trials adds anything to trial {next(iter(shares))}"
+    if not chosen.pays:
+        return f"ensemble: not better than the winner alone beyond chance ({gain})"
+    return f"ensemble of trials {shares_told(shares)}: {gain}"

@@ -1,0 +1,77 @@
+"""The ensemble: the best trials' probabilities averaged, where that is better than the winner alone.
+
+Members are chosen on the validation images (`trainables.training.selection`); their models stay as the trials
+kept them. Nothing is trained: an ensemble costs a pass of the validation images, and one of the test split,
+which it is scored on once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from search.home import Home
+from search.study.finalists import distinct
+from search.study.planned import PlannedStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import TrialRecord
+
+__all__ = ["EnsembleStudy", "pool_of", "shares_told"]
+
+
+def pool_of(search: SearchStudy) -> list[int]:
+    """The trials that a search's ensemble may be made of now, best first; none where it is to have none."""
+    (metric, *others) = search.spec.search.objective
+    wanted = search.spec.search.ensemble
+    if not wanted or others or not metric.startswith("val_"):
+        return []
+    return list(distinct(search, wanted))
+
+
+def shares_told(shares: Mapping[int, float]) -> str:
+    """The members of an ensemble with their shares, for a person."""
+    return ", ".join(f"{number} ({share:.0%})" for number, share in shares.items())
+
+
+class EnsembleStudy(PlannedStudy):
+    """The ensembles: one for each pool that the search has had when it came to its end, if it paid.
+
+    An entry has the pool that it was chosen from and its members' shares by trial, both as JSON has them.
+    """
+
+    role = "ensemble"
+    part = "ensemble"
+
+    @classmethod
+    def begin(cls, search: SearchStudy, home: Home, pool: Sequence[int], shares: Mapping[int, float]) -> Self:
+        """The study with an ensemble that was chosen."""
+        study = cls.begun_in(search, home)
+        first = next(iter(shares))
+        begun = search.begun(first)
+        assert begun is not None, f"trial {first} completed and was never begun"
+        entry: dict[str, Any] = {
+            "of": first,
+            "pool": list(pool),
+            "shares": {str(number): share for number, share in shares.items()},
+            "hparams": begun.hparams.to_dict(),
+        }
+        known = [(each["pool"], each["shares"]) for each in study.plan]
+        if (entry["pool"], entry["shares"]) not in known:
+            study.extend([entry])
+        return study
+
+    def label(self, number: int) -> str:
+        return shares_told(self.shares(number))
+
+    def shares(self, number: int) -> dict[int, float]:
+        """The shares of an ensemble's members, by trial."""
+        return {int(trial): share for trial, share in self.plan[number]["shares"].items()}
+
+    def tags(self, number: int) -> dict[str, str]:
+        return {"role": self.role, "of": ", ".join(self.plan[number]["shares"])}
+
+    def ended(self, pool: Sequence[int]) -> TrialRecord | None:
+        """The ensemble of a pool, if it is made."""
+        plan = self.plan
+        mine = [r for r in self.records() if plan[r.number]["pool"] == list(pool) and r.state == "COMPLETE"]
+        return mine[-1] if mine else None

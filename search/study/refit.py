@@ -1,0 +1,75 @@
+"""The refit: the winner's configuration trained once more, on training and validation images together.
+
+A search sets validation images aside to choose by. When it has chosen, they are as good for learning from as
+the others, and what is served should have learned from all of them. Nothing is chosen any more: epochs and
+schedule are the winner's, the model is that of the last epoch. So the refit has no validation score of its
+own, since it has seen those images; what is known of it before the test split is the winner's value, and that
+more images of the same kind rarely harm. It is scored once on the test split, where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from search.home import Home
+from search.study.planned import PlannedStudy
+from search.study.search_study import SearchStudy
+from search.study.trials import TrialRecord
+from trainables.training.hparams import HParams
+
+__all__ = ["REFIT_ON", "SEEN", "RefitStudy", "Winner", "named"]
+
+REFIT_ON = ("train", "validation")
+"""The splits that a refit is trained on."""
+SEEN = "seen_"
+"""Begins the names of a refit's scores on validation images, which it was trained on."""
+
+
+def named(metric: str, role: str) -> str:
+    """What a metric of a run is called: nobody is to take what a refit has seen for a validation score."""
+    return f"{SEEN}{metric}" if role == RefitStudy.role and metric.startswith("val_") else metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """What a search has found: a trial's number, and the hyperparameters of the run that stands for it."""
+
+    trial: int
+    hparams: HParams
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The same as a plan has it."""
+        entry: dict[str, Any] = json.loads(json.dumps({"of": self.trial, "hparams": self.hparams.to_dict()}))
+        return entry
+
+
+class RefitStudy(PlannedStudy):
+    """The refits: one for each winner that the search has had when it came to its end."""
+
+    role = "refit"
+    part = "refit"
+
+    @classmethod
+    def begin(cls, search: SearchStudy, home: Home, winner: Winner) -> Self:
+        """The study with the run that this winner needs."""
+        study = cls.begun_in(search, home)
+        if winner.entry not in study.plan:
+            study.extend([winner.entry])
+        return study
+
+    def label(self, number: int) -> str:
+        return str(self.plan[number]["of"])
+
+    def latest(self, winner: Winner) -> TrialRecord | None:
+        """What was begun last for a winner."""
+        plan = self.plan
+        mine = [record for record in self.records() if plan[record.number] == winner.entry]
+        return mine[-1] if mine else None
+
+    def ended(self, winner: Winner) -> TrialRecord | None:
+        """The refit of a winner, if it has come to its end."""
+        record = self.latest(winner)
+        return record if record is not None and record.state == "COMPLETE" else None
