@@ -21,7 +21,7 @@ from search.study.facts import ID, REFIT, RULE
 from search.study.pruners import build_pruner
 from search.study.results import ENDING, EPOCHS, RUN, STARTED, StudyResults
 from search.study.samplers import build_sampler
-from search.study.storage import DriverStorage, database, existing
+from search.study.storage import DriverStorage, database, existing, is_used
 from search.study.trials import ENDINGS, Assignment, Ending
 from trainables.seeds import derived_seed
 from trainables.training.hparams import HParams
@@ -88,7 +88,7 @@ class SearchStudy(StudyResults):
     @classmethod
     def find(cls, spec: SearchSpec, home: Home) -> Self | None:
         """The study, if its storage holds it; makes nothing."""
-        if spec.storage_url is None and not (home.root / "study.db").exists():
+        if not (is_used(spec) if spec.storage_url else (home.root / "study.db").exists()):
             return None
         try:
             study = optuna.load_study(

@@ -27,7 +27,7 @@ from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.spec.values import with_driver
 
-__all__ = ["DriverStorage", "database", "existing", "opened", "write_ahead"]
+__all__ = ["DriverStorage", "database", "existing", "is_used", "opened", "write_ahead"]
 
 _LOCKED_SECONDS = 10.0
 
@@ -80,18 +80,26 @@ def existing(spec: SearchSpec) -> RDBStorage | None:
         BadInput: if it cannot be opened.
     """
     assert spec.storage_url is not None
+    return opened(spec.storage_url, f"{spec.storage} (storage)") if is_used(spec) else None
+
+
+def is_used(spec: SearchSpec) -> bool:
+    """Whether the spec's storage holds studies; nothing is made there.
+
+    Raises:
+        BadInput: if it cannot be opened.
+    """
+    assert spec.storage_url is not None
     try:
         engine = create_engine(with_driver(spec.storage_url))
         if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").is_file():
-            return None
+            return False
         try:
-            if not inspect(engine).has_table("studies"):
-                return None
+            return bool(inspect(engine).has_table("studies"))
         finally:
             engine.dispose()
     except (ImportError, SQLAlchemyError) as error:
         raise _unopened(f"{spec.storage} (storage)", error) from error
-    return opened(spec.storage_url, f"{spec.storage} (storage)")
 
 
 def _unopened(called: str, error: Exception) -> BadInput:

@@ -59,12 +59,19 @@ def folder(root: Path, *, links: str = "inside") -> Source:
                 problems.append(_empty_class(parent / name, walk))
             found.extend((split, name, image) for image in walk.images)
     problems += _linked_folders(tree)
+    beside = tree.beside(roots)
+    problems += [
+        f"{tree.base / name} is a link to nothing; put back what it leads to, or remove the link to draw the "
+        f"{split} split from the others"
+        for name in sorted(beside.dead)
+        if (split := named_split(name))
+    ]
     if problems:
         raise DataError(problems)
     found.sort(key=lambda each: each[2].name)
     classes, label, alike = class_names([name for _, name, _ in found])
     code = {**{name: place for place, name in enumerate(SPLITS)}, "": UNSPLIT}
-    notes = (*alike, *_notes(tree, roots, walks))
+    notes = (*alike, *_notes(walks, beside))
     listing = Listing(
         classes=classes,
         labels=numbered_labels(label, [name for _, name, _ in found]),
@@ -155,11 +162,9 @@ def _empty_class(path: Path, walk: Walk) -> str:
     return f"class folder {printable(str(path))} holds no images ({told}); {fix}"
 
 
-def _notes(
-    tree: Tree, roots: Sequence[tuple[str, Path]], walks: Mapping[tuple[str, str], Walk]
-) -> Iterator[str]:
+def _notes(walks: Mapping[tuple[str, str], Walk], beside: Walk) -> Iterator[str]:
     yield from _nested(walks)
-    passed = Walk.together([*walks.values(), tree.beside(roots)])
+    passed = Walk.together([*walks.values(), beside])
     if passed.loose:
         yield (
             f"{len(passed.loose)} images lie beside the class folders, ignored: "
@@ -173,7 +178,7 @@ def _notes(
     if passed.circular:
         yield f"links to folders that hold them are not followed: {enumeration(sorted(passed.circular))}"
     if passed.dead:
-        yield f"{len(passed.dead)} links lead to nothing: {enumeration(sorted(passed.dead))}"
+        yield f"links to nothing are left out: {enumeration(sorted(passed.dead))}"
     if passed.hidden:
         yield (
             f"{len(passed.hidden)} hidden files and folders are ignored: {enumeration(sorted(passed.hidden))}"

@@ -168,6 +168,8 @@ def test_a_relative_storage_holds_in_every_folder(project: Path, monkeypatch: py
     (project / "far").mkdir()
     monkeypatch.chdir(project / "far")
     assert read_spec(kept).storage_url == f"sqlite:///{project}/optuna.db"
+    assert SearchStudy.find(read_spec(kept), Home.of("t")) is None
+    assert not (project / "optuna.db").exists()  # to look is not to make
 
 
 def test_a_home_is_whole_or_not_there(folder: Path) -> None:

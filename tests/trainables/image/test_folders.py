@@ -52,6 +52,12 @@ def test_a_split_that_is_a_link_is_named_or_followed(tmp_path: Path) -> None:
     assert data.report.counts["validation"] == {"cat": 4, "dog": 4}
 
 
+def test_a_split_that_is_a_link_to_nothing_is_no_split_to_be_drawn(tmp_path: Path) -> None:
+    draw_classes(tmp_path / "images" / "train", {"cat": 5, "dog": 5})
+    (tmp_path / "images" / "val").symlink_to("../shared")
+    assert "images/val is a link to nothing; put back what it leads to" in refusal(tmp_path / "images")
+
+
 def test_links_to_images_are_told_class_by_class(tmp_path: Path) -> None:
     pool = draw_classes(tmp_path / "pool", {"cat": 4, "dog": 4})
     for name in ("cat", "dog"):
@@ -76,7 +82,7 @@ def test_links_that_lead_to_nothing_and_hidden_images_are_counted(tmp_path: Path
     data = loaded(root)
     assert len(data) == 10
     said = told(data)
-    assert "1 links lead to nothing: cat/dead.png" in said
+    assert "links to nothing are left out: cat/dead.png" in said
     assert "2 hidden files and folders are ignored: .trash, cat/.hidden.png" in said
     assert "WARNING: pictures that are not read here: 1 x .heic; convert them" in said
 
