@@ -141,7 +141,8 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
             if problem not in problems:
                 problems.append(problem)
             continue
-        weights[_called(name, start)] = backbone.weights_hash
+        if start != "none":
+            weights[_called(name, start, spec.domain("weights"))] = backbone.weights_hash
         if data is not None and not trainable:
             problems += _policy_problems(spec, data, backbone)
         if lack := _without_stages(backbone, spec, classes):
@@ -155,9 +156,11 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
     return Plan(spec, home, data, trainable, weights)
 
 
-def _called(backbone: str, weights: str) -> str:
-    """What a person calls a backbone with its weights; a file by its name, wherever it lies."""
-    return backbone if weights == "pretrained" else f"{backbone} ({Path(weights).name})"
+def _called(backbone: str, weights: str, domain: Domain) -> str:
+    """What a person calls a backbone with its weights; of one file it matters not what it is called."""
+    if weights == "pretrained":
+        return backbone
+    return f"{backbone} ({'a file' if isinstance(domain, Fixed) else Path(weights).name})"
 
 
 def _without_stages(backbone: Backbone, spec: SearchSpec, classes: int) -> str | None:

@@ -45,6 +45,7 @@ class Premises:
         images: how many each split has.
         space: the domains of the hyperparameters, as a spec writes them.
         weights: digests of the weights that trials start from, by what they are called.
+        search: the objective, and for how many epochs trials may run.
     """
 
     data: str
@@ -52,6 +53,7 @@ class Premises:
     images: dict[str, int]
     space: dict[str, Any]
     weights: dict[str, str]
+    search: dict[str, Any]
 
     @classmethod
     def of(cls, spec: SearchSpec, plan: Plan) -> Self:
@@ -60,6 +62,7 @@ class Premises:
             **_of_data(plan.data),
             space={name: plain(domain) for name, domain in spec.space.items() if not _is_file(name, domain)},
             weights=dict(plan.weights),
+            search=spec.search.model_dump(mode="json", include={"objective", "max_epochs"}),
         )
 
     def keep(self, study: SearchStudy) -> None:
@@ -90,11 +93,12 @@ class Premises:
         now = self._plain()
         if change := _difference(launched, now):
             yield f"the data has changed ({change})"
-        was, is_now = launched["space"], now["space"]
-        changed = [name for name in {**was, **is_now} if was.get(name) != is_now.get(name)]
-        if changed:
-            told = [f"{name} was {was.get(name)}, is {is_now.get(name)}" for name in changed]
-            yield f"the space has changed ({', '.join(told)})"
+        for part, called in (("space", "the space"), ("search", "the search")):
+            was, is_now = launched.get(part, now[part]), now[part]
+            changed = [name for name in {**was, **is_now} if was.get(name) != is_now.get(name)]
+            if changed:
+                told = [f"{name} was {was.get(name)}, is {is_now.get(name)}" for name in changed]
+                yield f"{called} has changed ({', '.join(told)})"
         if (before := launched.get("weights")) is not None and before != now["weights"]:
             yield f"the weights have changed ({_weights_change(before, now['weights'])})"
 

@@ -62,9 +62,9 @@ def folder(root: Path, *, links: str = "inside") -> Source:
     beside = tree.beside(roots)
     problems += [
         f"{tree.base / name} is a link to nothing; put back what it leads to, or remove the link to draw the "
-        f"{split} split from the others"
+        f"{named_split(name)} split from the others"
         for name in sorted(beside.dead)
-        if (split := named_split(name))
+        if named_split(name)
     ]
     if problems:
         raise DataError(problems)

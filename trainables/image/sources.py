@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -113,8 +114,9 @@ def enumeration(names: Sequence[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with whatever cannot be written as UTF-8 replaced."""
-    return text.encode("utf-8", "replace").decode()
+    """The text in one line, with whatever cannot be written as UTF-8 replaced."""
+    one_line = re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], text)
+    return one_line.encode("utf-8", "replace").decode()
 
 
 def named_split(name: str) -> str | None:

@@ -98,6 +98,15 @@ def test_a_space_that_was_edited_is_refused_with_the_difference(home: Home) -> N
         check(home)
 
 
+def test_another_objective_or_other_epochs_are_refused_with_the_difference(home: Home) -> None:
+    text = home.spec.read_text().replace("max_epochs: 1", "max_epochs: 9\n  objective: {val_loss: minimize}")
+    home.spec.write_text(text)
+    with pytest.raises(
+        BadInput, match=r"the search has changed \(objective was \{'val_accuracy'.*max_epochs was 1"
+    ):
+        check(home)
+
+
 def test_weights_that_were_exchanged_are_refused_with_the_difference(home: Home, folder: Path) -> None:
     spec = read_spec(home.spec)
     here = premises(spec)
@@ -113,11 +122,11 @@ def test_a_file_of_weights_may_lie_elsewhere_and_is_known_by_its_digest(folder: 
     draw_classes(folder / "images", {"cat": 8, "dog": 8})
     built = IMAGE.backbone({"backbone": "squeezenet1_1", "weights": "none", "image_size": None})
     (folder / "there").mkdir()
-    for path, factor in (("w.pth", 1.0), ("there/w.pth", 1.0), ("there/other.pth", 2.0)):
+    for path, factor in (("w.pth", 1.0), ("there/same.pth", 1.0), ("there/other.pth", 2.0)):
         torch.save({name: tensor * factor for name, tensor in built.module.state_dict().items()}, path)
     found = [
         premises(read_spec(SPEC, ["space.backbone=squeezenet1_1", f"space.weights={path}"]))
-        for path in ("w.pth", "there/w.pth", "there/other.pth")
+        for path in ("w.pth", "there/same.pth", "there/other.pth")
     ]
     assert found[0] == found[1]
     assert found[0].space == found[2].space
