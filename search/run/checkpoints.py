@@ -5,7 +5,8 @@ What a trial left at an address comes home when it ends; then whoever wants it f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from search.errors import CheckpointsError
@@ -15,6 +16,8 @@ from trainables.files.remote import Remote, RemoteError, below
 from trainables.record import MODEL_FOLDER, OWNER_FILE, RECORD_FOLDER, STATE_FILE
 
 __all__ = ["Checkpoints"]
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -60,6 +63,16 @@ class Checkpoints:
         if (uri := self.uri(number)) is not None:
             with _translated():
                 Remote(uri).remove()
+
+    def tidy(self, ended: Iterable[int]) -> None:
+        """Removes what is left of trials that have ended: their driver may have died before it did."""
+        for number in ended:
+            folder = self._home.trial(number)
+            if any((folder / name).exists() for name in (STATE_FILE, OWNER_FILE)):
+                try:
+                    self.clear(number)
+                except CheckpointsError as error:
+                    log.warning("what trial %d no longer needs stays: %s", number, error)
 
 
 @contextmanager

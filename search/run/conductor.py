@@ -103,6 +103,7 @@ class Conductor:
         self._observers = observers
         self._run_of = run_of
         self._was_waited_for = was_waited_for
+        self._checkpoints.tidy(trial.number for trial in study.trials() if trial.state.is_finished())
         self._waiting = study.interrupted()
         self._begun = len(study.trials())
         self._numbers: dict[str, int] = {}

@@ -19,6 +19,7 @@ __all__ = ["Deadlines", "Overdue"]
 _LEAST_SECONDS = 600.0
 _TIMES = 20
 _KIN = 2
+_FIRST = 0  # in place of an epoch's number: an attempt's first epoch, whichever that is
 _ASLEEP_SECONDS = 30.0
 
 Kin = tuple[object, ...]
@@ -49,6 +50,7 @@ class _Clock:
     epoch: int = 0
     spent: float = 0.0
     first: bool = True
+    waits_since: float = 0.0
 
 
 @dataclass
@@ -63,21 +65,22 @@ class Deadlines:
     trial_seconds: float | None = None
     clock: Callable[[], float] = time.monotonic
     _clocks: dict[int, _Clock] = field(default_factory=dict)
-    _took: dict[tuple[Kin, int, bool], list[float]] = field(default_factory=dict)
+    _took: dict[tuple[Kin, int], list[float]] = field(default_factory=dict)
     _looked: float | None = None
 
     def handed_out(self, assignment: Assignment) -> None:
         """A trial will run once there is a process for it."""
         hparams = assignment.hparams.to_dict()
         kin = tuple(hparams.get(name) for name in ("backbone", "image_size", "strategy"))
-        self._clocks[assignment.number] = _Clock(kin=kin)
+        self._clocks[assignment.number] = _Clock(kin=kin, waits_since=self.clock())
 
     def failed(self, number: int) -> None:
         """An attempt at a trial has ended; its time stays spent."""
         clock = self._clocks.get(number)
-        if clock is not None and clock.began is not None:
-            clock.spent += self.clock() - clock.began
-            clock.began, clock.first = None, True
+        if clock is not None:
+            now = self.clock()
+            clock.spent += 0.0 if clock.began is None else now - clock.began
+            clock.began, clock.first, clock.waits_since = None, True, now
 
     def ended(self, number: int) -> None:
         """A trial has ended, or is no longer handed out."""
@@ -86,9 +89,12 @@ class Deadlines:
     def epoch_ended(self, number: int, epoch: int) -> None:
         """A trial has said something of an epoch."""
         clock, now = self._clocks.get(number), self.clock()
-        if clock is None or clock.began is None:
+        if clock is None:
             return
-        self._took.setdefault((clock.kin, epoch, clock.first), []).append(now - clock.epoch_began)
+        if clock.began is None:  # it came and ran since somebody looked
+            clock.began = clock.epoch_began = max(clock.waits_since, self._looked or 0.0)
+        kind = _FIRST if clock.first else epoch
+        self._took.setdefault((clock.kin, kind), []).append(now - clock.epoch_began)
         clock.epoch, clock.epoch_began, clock.first = epoch, now, False
 
     def overdue(self, running: Iterable[int]) -> list[Overdue]:
@@ -118,14 +124,23 @@ class Deadlines:
                 f"its {duration(self.trial_seconds)} (search.trial_time) were over after epoch {clock.epoch}"
             )
             return Overdue(number=number, reason=told, hangs=False)
-        kin = self._took.get((clock.kin, clock.epoch + 1, clock.first), [])
-        if len(kin) < _KIN:
+        longest = self._longest(clock)
+        if longest is None:
             return None
-        bound = max(_LEAST_SECONDS, _TIMES * max(kin))
+        bound = max(_LEAST_SECONDS, _TIMES * longest)
         if now - clock.epoch_began <= bound:
             return None
         told = (
             f"epoch {clock.epoch + 1} took longer than {duration(bound)}, where others like it took "
-            f"{duration(max(kin))} at most: its process hangs"
+            f"{duration(longest)} at most: its process hangs"
         )
         return Overdue(number=number, reason=told, hangs=True)
+
+    def _longest(self, clock: _Clock) -> float | None:
+        """The longest that kin took for what a trial is at; None where too few did it.
+
+        The first epoch of an attempt that goes on takes what any first one takes, and what its own does.
+        """
+        kinds = ([_FIRST] if clock.first else []) + ([clock.epoch + 1] if clock.epoch else [])
+        took = [self._took.get((clock.kin, kind), []) for kind in kinds]
+        return None if any(len(each) < _KIN for each in took) else sum(map(max, took))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from search.home import Home
 from search.study.search_study import SearchStudy
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import Epochs, model_metric, read_epochs
-from trainables.record import METRICS
+from trainables.record import METRICS, MODEL_FOLDER
 
 __all__ = ["settled"]
 
@@ -41,7 +42,8 @@ def settled(
         best: the metrics of the best epoch, as far as the trial said so.
 
     Returns:
-        The metrics of the epoch whose model the folder holds; `best` where it holds none, or the same.
+        The metrics of the epoch whose model the folder holds; `best` where it holds none, or the same. None
+        where the trial's process died while it wrote the model: what is there of it is removed.
     """
     recorded = _recorded(home, study.role, number)
     for epoch in sorted(recorded.keys() - study.told(number)):
@@ -55,7 +57,10 @@ def settled(
         kept = model_metric(home.trial(number))
     except Damaged as damage:
         log.error("%s %d: %s", study.role, number, damage)
-        return best
+        if isinstance(damage.__cause__, OSError) and not isinstance(damage.__cause__, FileNotFoundError):
+            return best  # it may be whole, and cannot be read now
+        shutil.rmtree(home.trial(number) / MODEL_FOLDER, ignore_errors=True)
+        return None
     return best if kept is None or (best and best["epoch"] == kept["epoch"]) else kept
 
 

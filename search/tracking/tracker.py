@@ -206,7 +206,7 @@ class Tracker:
             if "start" not in kinds and begun is not None:
                 events.insert(0, self._start(begun, again=True))
             if damaged:
-                ends = [event for event in events if event["event"] == "end"]
+                ends = [event for event in events if event["event"] == "end"] or self._ended(number)
                 others = [event for event in events if event["event"] != "end"]
                 events = [*others, *self._retold(number), *ends]
             for event in events:
@@ -217,6 +217,14 @@ class Tracker:
         told = self._study.told(number)
         return [
             _epoch(number, epoch, known) for epoch, known in self._recorded(number).items() if epoch in told
+        ]
+
+    def _ended(self, number: int) -> list[dict[str, Any]]:
+        """A trial's end as the study knows it."""
+        return [
+            _end(number, record.ending, record.best, record.reason)
+            for record in self._study.records()
+            if record.number == number and record.ending is not None
         ]
 
     def _recorded(self, number: int) -> Epochs:
@@ -377,16 +385,7 @@ class Tracker:
         self._put({"event": "damage", "trial": number, "what": what})
 
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
-        self._put(
-            {
-                "event": "end",
-                "trial": number,
-                "at": int(time.time() * 1000),
-                "ending": ending.value,
-                "best": None if best is None else dict(best),
-                "reason": reason,
-            }
-        )
+        self._put(_end(number, ending, best, reason))
 
     def _put(self, event: Mapping[str, Any]) -> None:
         while True:
@@ -399,6 +398,17 @@ class Tracker:
                 log.warning("the disk of %s is full; waiting until there is room", self.outbox)
                 time.sleep(_FULL_SECONDS)
         self._tell(event)
+
+
+def _end(number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> dict[str, Any]:
+    return {
+        "event": "end",
+        "trial": number,
+        "at": int(time.time() * 1000),
+        "ending": ending.value,
+        "best": None if best is None else dict(best),
+        "reason": reason,
+    }
 
 
 def _epoch(number: int, epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:

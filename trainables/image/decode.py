@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,11 +103,23 @@ def decode(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     return read(source, max_pixels).image
 
 
+def _bytes(path: Path) -> bytes:
+    """What a file holds; nobody waits for who might write into a pipe.
+
+    Raises:
+        OSError: if it cannot be read, or is no regular file.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read()
+
+
 def read(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
     """As `decode`, with the pixel format that the file has."""
     name = "the given bytes" if isinstance(source, bytes) else str(source)
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else _bytes(source)
     except FileNotFoundError:
         raise UnreadableImage("there is no such file", name) from None
     except OSError as exc:

@@ -82,7 +82,7 @@ class Tree:
         names = []
         with os.scandir(parent) as entries:
             for entry in entries:
-                if _is_passed_over(entry.name) or not entry.is_dir():
+                if _is_passed_over(entry.name) or not _is_folder(entry):
                     continue
                 if not entry.is_symlink() or self._is_followed(entry):
                     names.append(entry.name)
@@ -93,7 +93,7 @@ class Tree:
     def loose_images(self, parent: Path) -> list[str]:
         """Names of the images that lie in `parent` itself."""
         with os.scandir(parent) as entries:
-            return [entry.name for entry in entries if is_image(entry.name) and entry.is_file()]
+            return [entry.name for entry in entries if is_image(entry.name) and _is_regular(entry)]
 
     def beside(self, roots: Sequence[tuple[str, Path]]) -> Walk:
         """What lies beside class folders and beside splits, where no image is looked for."""
@@ -103,9 +103,9 @@ class Tree:
                 for entry in entries:
                     if _is_passed_over(entry.name):
                         self._pass_over(entry, walk)
-                    elif is_image(entry.name) and entry.is_file():
+                    elif is_image(entry.name) and _is_regular(entry):
                         walk.loose.append(self._name(entry))
-                    elif entry.is_symlink() and entry.is_dir() and self._is_circular(entry):
+                    elif entry.is_symlink() and _is_folder(entry) and self._is_circular(entry):
                         walk.circular.append(self._name(entry))
                     elif entry.is_symlink() and not os.path.exists(entry.path):
                         walk.dead.append(self._name(entry))
@@ -130,7 +130,7 @@ class Tree:
                     walk.dead.append(self._name(entry))
                 elif entry.is_symlink() and not self._is_followed(entry):
                     (walk.circular if self._is_circular(entry) else walk.outside).append(self._name(entry))
-                elif entry.is_dir():
+                elif _is_folder(entry):
                     self._descend(entry.path, cut, walk, seen)
                 elif is_image(entry.name) and _is_regular(entry):
                     walk.images.append(Image(self._name(entry), entry.path[cut:].replace(os.sep, "/"), entry))
@@ -166,6 +166,14 @@ def is_image(name: str) -> bool:
 
 def _is_passed_over(name: str) -> bool:
     return name.startswith((".", "__MACOSX"))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or leads to one; a link that leads to itself does not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:

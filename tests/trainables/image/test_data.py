@@ -479,6 +479,8 @@ def test_links_out_of_the_folder_are_not_followed(images: Path, cache: Path) -> 
     (images / "dog" / "loop").symlink_to(images)
     (images / "dog" / "dead.png").symlink_to(images / "absent.png")
     (images / "dog" / "in.png").symlink_to(images / "dog" / "000.png")
+    for own in (images / "own", images / "dog" / "own", images / "dog" / "own.png"):
+        own.symlink_to(own.name)  # leads to itself
     data = loaded(images, cache)
     assert len(data) == 41
     assert "dog/in.png" in data.names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import warnings
@@ -229,3 +230,9 @@ def test_frames_that_cannot_be() -> None:
         to_frame(torch.zeros(3, 4, 4, dtype=torch.uint8), 4, "nearest")
     with pytest.raises(ValueError, match="size 0"):
         to_frame(torch.zeros(3, 4, 4, dtype=torch.uint8), 0, "bilinear")
+
+
+def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UnreadableImage, match="no regular file"):
+        decode(tmp_path / "pipe.png")
