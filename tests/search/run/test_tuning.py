@@ -100,7 +100,7 @@ def test_every_ending_is_told_alike_everywhere(folder: Path, capfd: pytest.Captu
     assert "\x1b" not in rows[2].reason
     assert "not finite at epoch 2" in rows[1].reason
     client = MlflowClient(spec.tracking_uri)
-    assert [f.path for f in client.list_artifacts(runs[2].info.run_id)] == ["traceback.txt"]
+    assert [f.path for f in client.list_artifacts(runs[2].info.run_id)] == ["epochs.json", "traceback.txt"]
     for number in (0, 3, 5):
         points = client.get_metric_history(runs[number].info.run_id, "val_accuracy")
         assert sorted(point.step for point in points) == [1, 2, 3, 4]
