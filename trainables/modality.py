@@ -328,6 +328,9 @@ class Modality(Hashable, Protocol[H]):
     def preview(self, policy: Policy, examples: Tensor) -> bytes | None:
         """A PNG of what a policy draws of some examples; None where there is nothing to look at."""
 
+    def picture(self, example: Tensor) -> bytes | None:
+        """A JPEG of an example [...]; None where there is nothing to look at."""
+
     def predictor(self, loaded: Any) -> Predictor:
         """What uses a `training.delta.LoadedModel`."""
 

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
-import html
-import io
-from collections.abc import Iterator, Mapping, Sequence
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from search import __version__
-from search.console import duration, short
+from search.console import short
 from search.errors import BadInput
+from search.results.costs import cost, failures, rungs, strategies
+from search.results.evaluation import evaluated, policy_picture
+from search.results.pictures import pictures
+from search.results.readme import interval
 from search.results.rows import TrialRow, WinnerRow, best_rows, made_told, summary, trial_rows
+from search.run.planning import described
 from search.search import Search
-from search.spec.domains import Range
 from search.study.finalists import Finalist, Summary, interval_text, mean_text, verdict
+from search.study.intervals import is_share
 from search.study.search_study import SearchStudy
 from trainables.files.whole import replacing
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 __all__ = ["report", "write_report"]
 
-_CURVES = 8
 _LISTED = 50
-_COLORS = {"COMPLETE": "tab:blue", "PRUNED": "lightgrey"}
+_TABLED = 20  # classes that a confusion matrix is drawn of
+_CONFUSED = 30  # pairs of classes that are listed otherwise
+_PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "mlflow")
 
 
 def write_report(search: Search, to: Path) -> str:
@@ -64,13 +67,14 @@ def report(search: Search) -> str:
         name=search.name,
         metric=metric,
         told=_told(search, metric),
-        winners=[_winner(row, metric) for row in winners],
-        pictures=[
-            {"title": title, "svg": _svg(figure, title)} for title, figure in _pictures(study, rows, metric)
-        ],
-        cost=_cost(search, rows),
-        strategies=_strategies(search, rows),
-        failures=_failures(rows),
+        winners=[_winner(search, row) for row in winners],
+        data=_data(study),
+        judged=_judged(search, winners[0]),
+        pictures=[{"title": title, "svg": svg} for title, svg in pictures(study, rows, metric)],
+        cost=cost(search, rows),
+        rungs=rungs(search, rows),
+        strategies=strategies(search, rows),
+        failures=failures(rows),
         listed=f"The best {len(listed)} of {len(rows)}, every finalist among them.",
         trials=[_cells(row) for row in listed],
         commands=[
@@ -80,7 +84,13 @@ def report(search: Search) -> str:
         ],
         link=search.links.view,
         settings=search.spec.to_yaml(),
+        space=[
+            (name, described(domain), _drawn(winners[0], name)) for name, domain in search.spec.space.items()
+        ],
         made=f"Written on {datetime.date.today().isoformat()} by transfer-search {__version__}.",
+        versions=", ".join(
+            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]
+        ),
     )
 
 
@@ -92,14 +102,16 @@ def _told(search: Search, metric: str) -> str:
     return f"{row.state.lower()}; {row.counted} of {row.budget} trials: {counts}; objective {metric}"
 
 
-def _winner(row: TrialRow, metric: str) -> dict[str, Any]:
+def _winner(search: Search, row: TrialRow) -> dict[str, Any]:
     """What the page says of the best trial, or of the winner among the finalists."""
+    metric = search.metric
     params = [(name, short(row.params[name])) for name in row.sampled]
     told: dict[str, Any] = {
         "trial": row.trial,
         "title": f"Best: trial {row.trial}",
-        "verdict": "",
+        "verdict": _interval(search, row),
         "made": made_told(row),
+        "finalists": [],
         "titles": (f"{metric} (selected)", "on new images", "epoch", *(name for name, _ in params)),
         "cells": (
             f"{row.value:.4f}",
@@ -123,7 +135,14 @@ def _finalists(finalists: Sequence[Finalist], metric: str) -> tuple[Sequence[str
         tests = (_with_interval(each.test[name]) if name in each.test else "" for name in scores)
         tie = "tie" if each.ties_with_best else ""
         cells.append((each.trial, mean_text(each.validation), covered, *tests, each.failed, tie))
-    return ("trial", f"{metric} (selected)", "95 % interval", *scores, "failed runs", ""), cells
+    return (
+        "trial",
+        f"{metric} (selected)",
+        "95 % interval",
+        *scores,
+        "failed runs",
+        "beside the winner",
+    ), cells
 
 
 def _with_interval(summary: Summary) -> str:
@@ -152,130 +171,72 @@ def _cells(row: TrialRow) -> Sequence[Any]:
     return row.trial, row.state.lower(), value, row.epochs, params
 
 
-def _cost(search: Search, rows: Sequence[TrialRow]) -> str:
-    ran, longest = sum(row.epochs for row in rows), search.spec.search.max_epochs * len(rows)
-    saved = sum(search.spec.search.max_epochs - row.epochs for row in rows if row.state == "PRUNED")
+def _data(study: SearchStudy) -> str:
+    """What the search was on, as far as its study knows."""
+    known, source = study.premises, study.spec.data.source
+    if known is None:
+        return f"Data: {source}."
+    images = ", ".join(f"{count:,} {split}" for split, count in known["images"].items())
     return (
-        f"{ran:,} epochs in {duration(search.study.seconds_spent)}; {longest:,} without pruning, which "
-        f"left out {saved:,}."
+        f"Data: {source}, {images} images in {len(known['classes'])} classes (fingerprint {known['data']})."
     )
 
 
-def _strategies(search: Search, rows: Sequence[TrialRow]) -> list[Sequence[Any]]:
-    best = max if next(iter(search.spec.search.objective.values())) == "maximize" else min
-    names = dict.fromkeys(str(row.params.get("strategy", "")) for row in rows)
-    told: list[Sequence[Any]] = []
-    for name in names:
-        mine = [row for row in rows if str(row.params.get("strategy", "")) == name]
-        values = [row.value for row in mine if row.value is not None]
-        reached = f"{best(values):.4f}" if values else ""
-        told.append((name, len(mine), sum(row.epochs for row in mine), reached))
-    return told
+def _drawn(row: TrialRow, name: str) -> str:
+    return short(row.params[name]) if name in row.params else "not used"
 
 
-def _failures(rows: Sequence[TrialRow]) -> list[Sequence[Any]]:
-    """The failed trials, by the last line of why."""
-    causes: dict[str, list[int]] = {}
-    for row in rows:
-        if row.state == "FAIL":
-            lines = row.reason.strip().splitlines()
-            causes.setdefault(lines[-1] if lines else "no reason given", []).append(row.trial)
-    return [(", ".join(map(str, numbers)), cause) for cause, numbers in causes.items()]
+def _interval(search: Search, row: TrialRow) -> str:
+    """The 95 % interval of the best trial's value, which the search chose."""
+    sample = search.study.samples.get("validation")
+    if row.value is None or sample is None or not is_share(search.metric):
+        return ""
+    low, high = interval(row.value, sample.count)
+    chosen = search.study.progress().completed
+    return (
+        f"On new images {low:.4f} to {high:.4f} (95 %), were it not the best of {chosen} that these images "
+        "chose: the test split, which finalists are scored on, tells more."
+    )
 
 
-# Pictures
+def _judged(search: Search, row: TrialRow) -> dict[str, Any]:
+    """What the page says of the winner's model, image by image; or why it cannot."""
+    picture = policy_picture(search, row)
+    told: dict[str, Any] = {"policy": _embedded(picture, "png") if picture else "", "why_not": ""}
+    try:
+        found = evaluated(search, row)
+    except BadInput as error:
+        return {**told, "why_not": f"Its model was not measured again: {error}."}
+    most = max((max(line) for line in found.confusion), default=0)
+    is_tabled = len(found.classes) <= _TABLED
+    return {
+        **told,
+        "classes": found.classes,
+        "confusion": [
+            {
+                "name": name,
+                "cells": [(count, round(count / max(1, most), 3)) for count in line],
+                "sum": sum(line),
+            }
+            for name, line in zip(found.classes, found.confusion, strict=True)
+        ]
+        if is_tabled
+        else [],
+        "confused": [] if is_tabled else found.confused[:_CONFUSED],
+        "scores": [
+            (name, count, *(f"{score:.4f}" for score in scores)) for name, count, *scores in found.scores
+        ],
+        "worst": [
+            {
+                "picture": _embedded(each.picture, "jpeg") if each.picture else "",
+                "name": each.name,
+                "told": f"{each.true}, taken for {each.told} ({each.probability:.2f})",
+            }
+            for each in found.worst
+        ],
+    }
 
 
-def _pictures(study: SearchStudy, rows: Sequence[TrialRow], metric: str) -> Iterator[tuple[str, Figure]]:
-    valued = [row for row in rows if row.value is not None]
-    yield "History", _history(valued, study, metric)
-    if not study.spec.multi_objective:
-        yield "Learning curves of the best trials", _curves(study, metric)
-    importances = study.importances()
-    if importances:
-        yield "Importance of hyperparameters (PED-ANOVA)", _bars(importances)
-    names = list(dict.fromkeys(name for row in valued for name in row.sampled if _is_scalar(row, name)))
-    if names:
-        yield "Hyperparameters", _slices(study, valued, names, metric)
-
-
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure  # not above: seconds; and no pyplot, which has global state
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
-
-
-def _svg(figure: Figure, title: str) -> str:
-    """A figure as an element of a page, with a title for who does not see it."""
-    output = io.StringIO()
-    figure.savefig(output, format="svg", metadata={"Date": None})
-    text = output.getvalue()[output.getvalue().index("<svg") :]
-    start = text.index(">")
-    name = html.escape(title, quote=True)
-    return f'{text[:start]} role="img" aria-label="{name}"><title>{name}</title>{text[start + 1 :]}'
-
-
-def _history(rows: Sequence[TrialRow], study: SearchStudy, metric: str) -> Figure:
-    figure, (axes,) = _figure(9, 3.2)
-    for state in dict.fromkeys(row.state for row in rows):
-        mine, color = [row for row in rows if row.state == state], _COLORS.get(state, "tab:red")
-        axes.scatter([row.trial for row in mine], _values(mine), 16, color, label=state.lower())
-    better = max if next(iter(study.spec.search.objective.values())) == "maximize" else min
-    complete = [row for row in rows if row.state == "COMPLETE"]
-    best = [better(_values(complete[: end + 1])) for end in range(len(complete))]
-    axes.step([row.trial for row in complete], best, where="post", color="black", lw=1, label="best so far")
-    axes.set(xlabel="trial", ylabel=metric)
-    axes.legend(frameon=False)
-    return figure
-
-
-def _curves(study: SearchStudy, metric: str) -> Figure:
-    figure, (axes,) = _figure(9, 3.2)
-    for trial in study.ranked()[:_CURVES]:
-        epochs = sorted(study.reported(trial.number).items())
-        axes.plot(*zip(*epochs, strict=True), lw=1.2, marker=".", label=f"trial {trial.number}")
-    axes.set(xlabel="epoch", ylabel=metric)
-    axes.legend(frameon=False, ncols=2)
-    return figure
-
-
-def _bars(importances: Mapping[str, float]) -> Figure:
-    figure, (axes,) = _figure(9, 0.8 + 0.26 * len(importances))
-    names = list(importances)[::-1]
-    axes.barh([_plain(name) for name in names], [importances[name] for name in names], color="tab:blue")
-    return figure
-
-
-def _slices(study: SearchStudy, rows: Sequence[TrialRow], names: Sequence[str], metric: str) -> Figure:
-    columns = 3
-    lines = -(-len(names) // columns)
-    figure, _ = _figure(9, 2.4 * lines, 0)
-    for place, name in enumerate(names):
-        axes = figure.add_subplot(lines, columns, place + 1)
-        mine = [row for row in rows if name in row.sampled and _is_scalar(row, name)]
-        values = [row.params[name] for row in mine]
-        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        colors = [_COLORS.get(row.state, "tab:red") for row in mine]
-        shown = values if numbers else [_plain(short(value)) for value in values]
-        axes.scatter(shown, _values(mine), 12, colors)
-        domain = study.spec.domain(name)
-        if numbers and isinstance(domain, Range) and domain.log:
-            axes.set_xscale("symlog", linthresh=domain.low)  # a range may have 0 beside it
-        axes.set_xlabel(_plain(name))
-        if place % columns == 0:
-            axes.set_ylabel(metric)
-    return figure
-
-
-def _values(rows: Sequence[TrialRow]) -> list[float]:
-    return [row.value for row in rows if row.value is not None]
-
-
-def _is_scalar(row: TrialRow, name: str) -> bool:
-    return name in row.params and isinstance(row.params[name], str | int | float | None)
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
-    return text.replace("$", r"\$")
+def _embedded(picture: bytes, kind: str) -> str:
+    """An image file as the address of itself."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

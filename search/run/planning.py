@@ -30,7 +30,7 @@ from trainables.training.knobs import Knob
 from trainables.training.model import build_model, unfreeze
 from trainables.training.settings import Monitor, Settings
 
-__all__ = ["Plan", "cache_root", "plan", "samples", "trial_config", "values_of"]
+__all__ = ["Plan", "cache_root", "described", "plan", "samples", "trial_config", "values_of"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -61,7 +61,7 @@ class Plan:
         yield from (f"  {line}" for line in self.data.report.lines())
         yield "space"
         for name, domain in spec.space.items():
-            yield f"  {name}: {_described(domain)}"
+            yield f"  {name}: {described(domain)}"
         yield "parameters trained"
         for (name, weights, strategy), (trained, every) in self.trainable.items():
             label = name if weights == "pretrained" else f"{name} ({weights})"
@@ -210,7 +210,8 @@ def _parameters(backbone: Backbone, strategy: str, spec: SearchSpec, classes: in
     return sum(p.numel() for p in model.parameters() if p.requires_grad), sum(every)
 
 
-def _described(domain: Domain) -> str:
+def described(domain: Domain) -> str:
+    """A domain in words."""
     match domain:
         case Fixed(value=value):
             return f"{value} (fixed)"

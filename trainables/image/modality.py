@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["IMAGE", "ImageModality"]
 
 _PREVIEW_DRAWS = 6
+_PICTURE_QUALITY = 85
 _SHEET_SIZE = 128
 _SHEET_FRAME = 146
 
@@ -94,6 +95,13 @@ class ImageModality(Classification):
         png = io.BytesIO()
         preview(policy, examples, 0, len(examples), _PREVIEW_DRAWS).save(png, "png", compress_level=1)
         return png.getvalue()
+
+    def picture(self, example: Tensor) -> bytes | None:
+        from PIL import Image
+
+        jpeg = io.BytesIO()
+        Image.fromarray(example.permute(1, 2, 0).numpy()).save(jpeg, "jpeg", quality=_PICTURE_QUALITY)
+        return jpeg.getvalue()
 
     def predictor(self, loaded: LoadedModel) -> Classifier:
         from trainables.image.classifier import of_model

@@ -85,6 +85,10 @@ class Classification:
         """There is nothing to look at."""
         return None
 
+    def picture(self, example: Tensor) -> bytes | None:
+        """There is nothing to look at."""
+        return None
+
     def problems(self) -> Sequence[str]:
         """Nothing is added to it."""
         return ()

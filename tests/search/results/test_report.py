@@ -73,7 +73,7 @@ def test_it_needs_nothing_beside_itself_and_runs_no_script(folder: Path) -> None
     assert "url(http" not in text
     for title in ("Best: trial 14", "History", "Learning curves", "Importance", "Hyperparameters", "Trials"):
         assert title in text
-    assert len(re.findall("<svg", text)) == 4
+    assert len(re.findall("<svg", text)) == 5
 
 
 def test_one_trial_is_enough(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,12 @@ import pytest
 
 from search.results.report import write_report
 from search.search import Search
+from tests.chromium import MARKS, kept, opened
 from tests.search.results.test_report import searched
 
-playwright_api = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
-CHROMIUM = Path("/usr/bin/chromium")
-SWITCHES = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="Chromium is not installed"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +30,8 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=str(CHROMIUM), args=list(SWITCHES))
-        yield opened
-        opened.close()
+    with opened() as browser:
+        yield browser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -54,8 +45,7 @@ def test_a_report_can_be_read_by_anybody(browser: Any, page_file: Path, width: i
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(page_file.as_uri())
-    kept = Path(os.environ.get("CI_OUTPUT", page_file.parent))
-    page.screenshot(path=kept / f"report-{width}-{scheme}.png", full_page=True)
+    kept(page, f"report-{width}-{scheme}", page_file.parent)
     assert said == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     found = axe.Axe().run(page)
