@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +29,8 @@ __all__ = ["commands"]
 
 commands = typer.Typer()
 
+_END_SECONDS = 10.0
+
 
 @commands.command()
 def ui(
@@ -36,28 +41,42 @@ def ui(
     home: HomeOption = None,
 ) -> None:
     """Show the trials in MLflow's pages, in a browser on this machine."""
+    from search.run.signals import interruptible
     from search.tracking.links import told_port, ui_command
 
-    uri = _newest(name, home)
+    uri, place = _newest(name, home)
     _check_free(port)
-    with subprocess.Popen(ui_command(uri, port), env=environment()) as server, told_port(uri, port):
+    console.print("starting MLflow's server …")
+    # What MLflow would start for jobs of language models is seven processes, and takes most of its start.
+    surroundings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **environment()}
+    with (
+        interruptible(),
+        subprocess.Popen(ui_command(uri, port), env=surroundings, start_new_session=True) as server,
+        told_port(uri, port),
+    ):
         try:
             while not _answers(port):
                 if server.poll() is not None:
                     raise TransferSearchError(f"MLflow's server ended at once, exit code {server.returncode}")
                 time.sleep(0.2)
-            console.print(
-                f"MLflow at http://127.0.0.1:{port}/?workflowType=machine_learning (Ctrl-C ends it)",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            link = _first_page(place) or f"http://127.0.0.1:{port}/?workflowType=machine_learning"
+            told = f"MLflow at {link} (Ctrl-C ends it)"
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
             server.wait()
         except KeyboardInterrupt:
-            server.wait()  # Ctrl-C reached it too
+            console.print("ending MLflow's server")
         finally:
-            if server.poll() is None:
-                server.terminate()
+            _end(server)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """Ends a process and those that it has started, as it is the first of its session."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):  # all have ended
+            os.killpg(server.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(_END_SECONDS)
+            return
 
 
 def _check_free(port: int) -> None:
@@ -79,19 +98,31 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _newest(name: str | None, home: Path | None) -> str:
-    """The tracking address of a search; of the newest where no name is given; else the default."""
+def _first_page(place: Home | None) -> str | None:
+    """Where a search's trials are shown, the best first; None where there are none yet."""
+    from search.search import Search
+
+    if place is None:
+        return None
+    try:
+        return Search.open(place).links.view
+    except TransferSearchError:  # its study is gone, which other commands tell
+        return None
+
+
+def _newest(name: str | None, home: Path | None) -> tuple[str, Home | None]:
+    """The tracking address and home of the named search, or the newest; without any the default and None."""
     from search.home import Home
     from search.spec.search_spec import read_spec
     from search.spec.sections import Tracking
 
     places = [Home.existing(name, home)] if name else Home.all(home)
     if not places:
-        return Tracking().uri
+        return Tracking().uri, None
     broken: Exception | None = None
     for place in sorted(places, key=lambda place: place.root.stat().st_mtime, reverse=True):
         try:
-            return read_spec(place.spec).tracking_uri
+            return read_spec(place.spec).tracking_uri, place
         except SpecError as error:
             broken = broken or error
     raise broken or AssertionError("there are places")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from search.home import Home
@@ -15,18 +15,25 @@ __all__ = ["Stopwatch", "driver_log"]
 
 
 class Stopwatch:
-    """Writes down, twice a minute, how long a study was worked on: by a clock that nobody sets."""
+    """Writes down, twice a minute, how long a study was worked on: by a clock that nobody sets.
+
+    Args:
+        study: that is worked on.
+        also: what else is to be done then.
+    """
 
     _SECONDS = 30.0
 
-    def __init__(self, study: SearchStudy) -> None:
+    def __init__(self, study: SearchStudy, also: Callable[[], None] = lambda: None) -> None:
         self._study = study
+        self._also = also
         self._written = time.monotonic()
 
     def goes_on(self) -> bool:
         """True, always; writes where it is time to."""
         if time.monotonic() - self._written > self._SECONDS:
             self.write()
+            self._also()
         return True
 
     def write(self) -> None:

@@ -41,10 +41,11 @@ from search.spec.search_spec import SearchSpec, read_spec
 from search.study.agenda import agenda_notes
 from search.study.earlier import start_of
 from search.study.ensemble import shares_told
-from search.study.finalists import candidates, text, verdict
+from search.study.finalists import candidates
 from search.study.refit import REFIT_ON
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
+from search.tracking.overview import overview
 from search.tracking.tracker import Sender, Tracker, ready_sender
 from trainables.record import TEST_METRICS
 
@@ -71,6 +72,7 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outc
     home.check_free()
     if problems := refusals(spec, home):
         planned(spec, home, None, problems)  # tells what is wrong with the data too
+    _say(console, f"{spec.name}: reading the data and the weights, while Ray starts")
     with interruptible(), home.beginning(), ready_sender(home) as sender, _ray(preloaded=True):
         with progress_bar(console) as progress:
             found = planned(spec, home, progress)
@@ -90,6 +92,11 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outc
 
             search = Search(spec, home, study)
             return search, run_search(search, console, sender=sender, begin=keep)
+
+
+def _say(console: Console, text: str) -> None:
+    """Tells a phase of a search as it begins."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -177,6 +184,7 @@ def _resumed(
     with interruptible(), ExitStack() as stack:
         stack.enter_context(home.lock())
         search = Search.open(home, spec)
+        _say(console, f"{spec.name}: reading the data and the weights, while Ray starts")
         sender = stack.enter_context(ready_sender(home))
         stack.enter_context(_ray(preloaded=True))
         with progress_bar(console) as progress:
@@ -274,16 +282,20 @@ def run_search(
     spec, home, study = search.spec, search.home, search.study
     with ExitStack() as stack:
         stack.enter_context(driver_log(home))
+        stack.callback(study.settle, home)
         trackers = [Tracker(spec, home, study, sender=sender)]
         stack.callback(trackers[0].abort)
         stack.enter_context(_ray())
         Capacity(spec)  # refuses what no node could ever give
         trackers[0].open()
         begin()
+        trackers[0].describe_data()
         stopped = stack.enter_context(stop_signals(console))  # after Ray, which sets its own
         run = partial(_run_trials, console=console, stopped=stopped, trainable=trainable)
         if seconds is None and spec.search.time is not None:
             seconds = max(0.0, spec.search.time - study.seconds_spent)
+        left = study.progress().left + study.progress().running
+        _say(console, f"{spec.name}: {left} trials to go, of up to {spec.search.max_epochs} epochs")
         try:
             outcome = run(study, home, trackers[0], trial_config(spec, rule=study.rule), seconds=seconds)
         except AllFailedAlike:
@@ -293,7 +305,7 @@ def run_search(
         def run_part(part: SearchStudy, place: Home, told: str, **config: Any) -> Outcome:
             trackers.append(Tracker(spec, place, part, within=trackers[0]))
             stack.callback(trackers[-1].abort)
-            console.print(told, markup=False, highlight=False, soft_wrap=True)
+            _say(console, told)
             ended = run(part, place, trackers[-1], {**trial_config(spec, **config), "score_test": True})
             trackers[-1].learn_runs()
             return ended
@@ -334,7 +346,13 @@ def _run_trials(
     say = partial(console.print, style="yellow", markup=False, soft_wrap=True)
     study.wait_for_storage(say)
     tracker.replay()
-    spec, spent = study.spec, Stopwatch(study)
+    spec = study.spec
+
+    def tell_overview() -> None:
+        if study.role == "trial":  # else the search is over, and its run says so
+            tracker.summarize(overview(study))
+
+    spent = Stopwatch(study, tell_overview)
     until = None if seconds is None else time.monotonic() + seconds
     board = Board(
         spec,
@@ -378,36 +396,32 @@ def _run_trials(
     return Outcome.TIME_OVER if is_late() and not stopped.is_set() else Outcome.STOPPED
 
 
+def _made(search: Search) -> str:
+    """What was made of the winner, which `export` gives; nothing where that is the winner itself."""
+    champion = search.champion
+    if champion is None:
+        return ""
+    if champion.shares:
+        return f"{champion.role} of trials {shares_told(champion.shares)}"
+    return f"{champion.role} of trial {champion.trial}"
+
+
+def _scores(search: Search) -> dict[str, float]:
+    """What that has on the test split."""
+    champion = search.champion
+    best = (champion.record.best or {}) if champion else {}
+    return {f"{champion.role}_{name}": best[name] for name in TEST_METRICS if champion and name in best}
+
+
 def _finish(search: Search, trackers: Sequence[Tracker], outcome: Outcome, console: Console) -> None:
     """Tells MLflow how the search ended; `trackers` begin with the search's own."""
     for inner in trackers[1:]:
         inner.close(outcome.value)
-    tracker, leader = trackers[0], search.study.leader()
-    if leader is not None:
-        tags = {"best_trial": leader[0], "best_value": f"{leader[1]:.6f}"}
-        corrected = search.correct()
-        tags |= {} if corrected is None else {"best_value_corrected": f"{corrected:.6f}"}
-        tracker.summarize(tags)
-    finalists = search.standings
-    if finalists:
-        winner = finalists[0]
-        means = {f"winner_{search.metric}": winner.validation.mean}
-        means |= {name: summary.mean for name, summary in winner.test.items()}
-        tracker.summarize(
-            {"winner": winner.trial, "verdict": verdict(finalists)},
-            metrics={name: mean for name, mean in means.items() if mean is not None},
-            texts={"finalists.txt": text(finalists, search.metric)},
-        )
-    champion = search.champion
-    if champion is not None:
-        best = champion.record.best or {}
-        what = f"{champion.role} of trial {champion.trial}"
-        if champion.shares:
-            what = f"{champion.role} of trials {shares_told(champion.shares)}"
-        tracker.summarize(
-            {"won": what},
-            metrics={f"{champion.role}_{name}": best[name] for name in TEST_METRICS if name in best},
-        )
+    tracker = trackers[0]
+    known = overview(
+        search.study, search.standings, corrected=search.correct(), made=_made(search), scores=_scores(search)
+    )
+    tracker.summarize(known)
     tracker.close(outcome.value)
     for number, reason in ((n, reason) for each in trackers for n, reason in each.refusals.items()):
         told = f"MLflow refuses trial {number}: {reason.splitlines()[0]}"

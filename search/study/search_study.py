@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import uuid
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -21,7 +24,7 @@ from search.study.facts import ID, REFIT, RULE
 from search.study.pruners import build_pruner
 from search.study.results import ENDING, EPOCHS, RUN, STARTED, StudyResults
 from search.study.samplers import build_sampler
-from search.study.storage import DriverStorage, database, existing, is_used
+from search.study.storage import DriverStorage, database, existing, is_used, settle
 from search.study.trials import ENDINGS, Assignment, Ending
 from trainables.seeds import derived_seed
 from trainables.training.hparams import HParams
@@ -74,6 +77,9 @@ class SearchStudy(StudyResults):
             load_if_exists=True,
         )
         if ID not in study.user_attrs:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names(list(spec.search.objective))  # as other programs show them
             study.set_user_attr("home", str(home.root))
             study.set_user_attr("budget", 0 if part_of else spec.search.trials)
             study.set_user_attr(RULE, part_of.rule if part_of else LAST_EPOCHS)
@@ -145,6 +151,13 @@ class SearchStudy(StudyResults):
             storage = self._study._storage
             assert isinstance(storage, DriverStorage)
             storage.discard(self._study._study_id)
+
+    def settle(self, home: Home) -> None:
+        """Leaves all that was written in the file of the study itself, where that is one in the home."""
+        file = home.root / "study.db"
+        if self.spec.storage_url is None and file.exists():
+            with suppress(sqlite3.Error):  # somebody reads it: it is whole with what lies beside it
+                settle(file)
 
     @classmethod
     def _ready(cls, study: optuna.Study, spec: SearchSpec) -> Self:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -27,7 +28,7 @@ from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.spec.values import with_driver
 
-__all__ = ["DriverStorage", "database", "existing", "is_used", "opened", "write_ahead"]
+__all__ = ["DriverStorage", "database", "existing", "is_used", "opened", "settle", "write_ahead"]
 
 _LOCKED_SECONDS = 10.0
 
@@ -59,6 +60,12 @@ def write_ahead(connection: sqlite3.Connection) -> None:
     """
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def settle(file: Path | str) -> None:
+    """Leaves nothing beside a SQLite file, so that a copy of it alone is whole."""
+    with closing(sqlite3.connect(file, timeout=_LOCKED_SECONDS)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def opened(url: str, called: str) -> RDBStorage:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ from search.errors import TrackingError
 from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.study.refit import named
+from search.study.storage import settle
 from search.study.trials import ENDINGS, Ending
 from search.tracking.client import (
     DAMAGE_TAG,
@@ -45,6 +44,10 @@ if TYPE_CHECKING:
 __all__ = ["Runs"]
 
 _BATCH = 1000
+_SOURCE = {
+    "mlflow.source.name": f"transfer-search {search.__version__}",
+    "mlflow.source.type": "LOCAL",
+}
 
 
 class Runs:
@@ -94,6 +97,8 @@ class Runs:
                 self._client.set_tag(self._runs[event["trial"]], DAMAGE_TAG, event["what"][-500:])
             case "end":
                 self._end(event)
+            case "data":
+                self._describe_data(event)
             case "summary":
                 self._summarize(event)
             case "close":
@@ -109,9 +114,7 @@ class Runs:
     def settle(self) -> None:
         """Leaves nothing beside SQLite's file, so that a copy of it alone is whole."""
         if self._spec.tracking_uri.startswith("sqlite:"):
-            file = make_url(self._spec.tracking_uri).database or ":memory:"
-            with closing(sqlite3.connect(file)) as connection:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            settle(make_url(self._spec.tracking_uri).database or ":memory:")
 
     def of(self, number: int) -> str | None:
         """The run of a trial that has started."""
@@ -129,12 +132,12 @@ class Runs:
                 run = self._client.create_run(
                     experiment,
                     run_name=self._spec.name,
-                    tags={SEARCH_TAG: self._search_id, STATE_TAG: "RUNNING"},
+                    tags={SEARCH_TAG: self._search_id, STATE_TAG: "RUNNING", **_SOURCE},
                 ).info.run_id
                 params = [Param(key, value) for key, value in _search_params(self._spec).items()]
                 self._client.log_batch(run, params=params)
                 self._client.log_text(run, self._spec.to_yaml(), "spec.yaml")
-                self._client.set_tag(run, NOTE_TAG, search_note(self._spec, {}))
+                self._client.set_tag(run, NOTE_TAG, search_note(self._spec))
                 self._client.set_experiment_tag(experiment, *shared_view(self._spec, self._search_id))
             else:
                 self._client.update_run(run, status="RUNNING")
@@ -183,6 +186,7 @@ class Runs:
                     SEARCH_TAG: self._search_id,
                     self._tag: str(number),
                     STATE_TAG: "RUNNING",
+                    **_SOURCE,
                     **event.get("tags", {}),
                 },
             )
@@ -332,17 +336,35 @@ class Runs:
         get_artifact_repository(location, tracking_uri=self._spec.tracking_uri).log_artifacts(str(folder))
 
     def _summarize(self, event: Mapping[str, Any]) -> None:
-        for key, value in event["tags"].items():
-            self._client.set_tag(self.parent, key, value)
-        if event["tags"]:
-            told = {**self._client.get_run(self.parent).data.tags, **event["tags"]}
-            self._client.set_tag(self.parent, NOTE_TAG, search_note(self._spec, told))
-        if event["metrics"]:
-            at = self._client.get_run(self.parent).info.start_time + event["step"]
-            for key, number in event["metrics"].items():
-                self._client.log_metric(self.parent, key, number, timestamp=at, step=event["step"])
+        from mlflow.entities import Metric, RunTag
+
+        began = self._client.get_run(self.parent).info.start_time
+        points = [Metric(name, value, began + step, step) for name, step, value in event["points"]]
+        tags = [RunTag(key, str(value)) for key, value in event["tags"].items()]
+        for first in range(0, max(1, len(points)), _BATCH):
+            self._client.log_batch(self.parent, metrics=points[first : first + _BATCH], tags=tags)
         for file, text in event["texts"].items():
             self._client.log_text(self.parent, text, file)
+
+    def _describe_data(self, told: Mapping[str, Any]) -> None:
+        """Tells what the search's run was trained on; a second time changes nothing."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        self._client.log_inputs(
+            self.parent,
+            datasets=[
+                DatasetInput(
+                    Dataset(
+                        name=told["name"],
+                        digest=told["digest"],
+                        source_type="transfer-search",
+                        source=json.dumps(told["source"]),
+                        profile=json.dumps(told["profile"]),
+                    ),
+                    [InputTag("mlflow.data.context", "training")],
+                )
+            ],
+        )
 
 
 def _search_params(spec: SearchSpec) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from search.spec.search_spec import SearchSpec
 from search.study.search_study import SearchStudy
 from search.study.trials import Assignment, Ending
 from search.tracking.outbox import Outbox
+from search.tracking.overview import Overview
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import Epochs, read_epochs
 
@@ -41,6 +42,9 @@ _RUN_SECONDS = 2.0
 _QUIET_SECONDS = 20.0
 """How long the end of a search waits for a sender from which nothing is heard."""
 _FULL_SECONDS = 2.0
+_CLASSES = 100  # that the profile of a data set names
+_NAME_LENGTH = 200
+_DIGEST_LENGTH = 36  # MLflow takes no more
 
 
 Sender: TypeAlias = subprocess.Popen[str]
@@ -284,23 +288,23 @@ class Tracker:
         left = 0.0 if self._answers.get("away") else _QUIET_SECONDS - silent
         return bool(self._answer(name, timeout, max(_RUN_SECONDS, left)))
 
-    def summarize(
-        self,
-        tags: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
-        texts: Mapping[str, str] | None = None,
-    ) -> None:
-        """Puts what is known of the whole search on the parent run: tags, metrics, and files of text.
+    def summarize(self, known: Overview) -> None:
+        """Puts what is known of the whole search on its run; telling it twice changes nothing."""
+        self._tell({"event": "summary", "tags": known.tags, "points": known.points, "texts": known.texts})
 
-        Metrics are of the trials counted so far, as their step; telling them twice changes nothing.
-        """
+    def describe_data(self) -> None:
+        """Tells the search's run what it is trained on, as far as the study knows."""
+        known, spec = self._study.premises, self._study.spec
+        if known is None:
+            return
+        profile = {"images": known["images"], "classes": known["classes"][:_CLASSES]}
         self._tell(
             {
-                "event": "summary",
-                "tags": dict(tags),
-                "metrics": dict(metrics or {}),
-                "texts": dict(texts or {}),
-                "step": self._study.progress().counted,
+                "event": "data",
+                "name": Path(str(spec.data.source)).name[:_NAME_LENGTH] or "data",
+                "digest": str(known["data"])[:_DIGEST_LENGTH],
+                "source": {"source": str(spec.data.source), "modality": spec.data.modality},
+                "profile": {**profile, "number of classes": len(known["classes"])},
             }
         )
 
