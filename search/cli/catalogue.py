@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,7 +74,7 @@ def list_policies(
         print_json({policy: list(steps) for policy, steps in lines.items()})
     else:
         for policy, steps in lines.items():
-            console.print(f"{policy}: {'; '.join(steps)}", markup=False, highlight=False)
+            console.print(f"{policy}: {_sentence(steps)}", markup=False, highlight=False)
     if preview is not None:
         try:
             to.write_bytes(kind.draw_policies(preview))
@@ -82,6 +83,15 @@ def list_policies(
         except OSError as error:
             raise BadInput(f"cannot write {to}: {error.strerror}") from error
         console.print(f"drawn to {to}")
+
+
+def _sentence(steps: Sequence[str]) -> str:
+    """The steps of a policy in a line; those that are indented belong to the one before them."""
+    told = ""
+    for step in steps:
+        joint = "" if not told else " " if told.endswith(":") else " / " if step.startswith(" ") else "; "
+        told += joint + step.strip()
+    return told
 
 
 def _warn(kind: Modality[Any]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from search.run.launch import Outcome
     from search.search import Search
 
-__all__ = ["console", "errors", "farewell", "print_json", "show_winner"]
+__all__ = ["console", "errors", "farewell", "print_json", "show_view", "show_winner"]
 
 console = Console(stderr=False)
 errors = Console(stderr=True)
@@ -46,12 +46,25 @@ def show_winner(row: TrialRow) -> None:
 def _show_finalists(row: WinnerRow) -> None:
     from search.study.finalists import table, verdict
 
-    console.print(table(row.finalists, row.objective))
+    finalists = table(row.finalists, row.objective)
+    needed = console.measure(
+        finalists
+    ).maximum  # on a narrow terminal its lines break, and nothing is cut off
+    console.print(finalists, width=max(console.width, needed), crop=False)
     console.print(f"winner: {verdict(row.finalists)}", style="bold", markup=False, soft_wrap=True)
     console.print(
         f"  its run on the first seed: {row.objective} {row.value:.4f}, with the model of epoch {row.epoch}",
         highlight=False,
     )
+
+
+def show_view(search: Search) -> None:
+    """Where all trials are to be seen, and what to type where nothing is served there."""
+    if search.links.view is None:
+        return
+    start = "" if search.links.is_served else "   (start it with `transfer-search ui`)"
+    told = f"  all trials, best first: {search.links.view}{start}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def farewell(search: Search, outcome: Outcome) -> None:
@@ -75,14 +88,7 @@ def farewell(search: Search, outcome: Outcome) -> None:
         raise typer.Exit(1)
     for winner in best_rows(search, linked=False):
         show_winner(winner)
-    if search.links.view:
-        start = "" if search.links.is_served else "   (start it with `transfer-search ui`)"
-        console.print(
-            f"  all trials, best first: {search.links.view}{start}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+    show_view(search)
     commands = ["ui", f"trials {search.name}", f"export {search.name} --to exports/{search.name}"]
     if outcome.value != "FINISHED":
         commands.insert(0, f"resume {search.name}")

@@ -16,7 +16,7 @@ import typer
 from search.answers import answer as as_answer
 from search.cli.addressed import Verbatim, here_or_there
 from search.cli.options import HomeOption, JsonOption, NameArgument
-from search.cli.printing import console, errors, print_json, show_winner
+from search.cli.printing import console, errors, print_json, show_view, show_winner
 from search.errors import BadInput
 
 if TYPE_CHECKING:
@@ -40,16 +40,20 @@ class Format(StrEnum):
 def best(name: NameArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
     """Show the best trial or the winner among the finalists, and where its model, or its refit's, is."""
     from search.home import Home
-    from search.results.rows import best_rows
+    from search.results.rows import best_rows, model_folder
     from search.search import Search
 
-    rows = best_rows(Search.open(Home.existing(name, home)), linked=as_json)
+    search = Search.open(Home.existing(name, home))
+    rows = best_rows(search, linked=as_json)
     if as_json:
         documents = [row.document() for row in rows]
         print_json(documents[0] if len(documents) == 1 else documents)
     else:
         for row in rows:
             show_winner(row)
+            told = f"  model: {model_folder(search, row)}"
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
+        show_view(search)
 
 
 @commands.command(cls=Verbatim)

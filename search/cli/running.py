@@ -43,6 +43,8 @@ def launch(
     home: HomeOption = None,
 ) -> None:
     """Check a spec and run its search."""
+    if not dry_run:
+        console.print(f"checking {spec}", markup=False, highlight=False, soft_wrap=True)
     from search.home import Home
     from search.spec.search_spec import read_spec
 

@@ -19,12 +19,15 @@ from search.cli.printing import console, print_json
 from search.errors import BadInput
 
 if TYPE_CHECKING:
+    from search.home import Home
     from search.results.rows import BrokenRow, SearchRow, TrialRow
     from search.search import Search
 
 __all__ = ["commands"]
 
 commands = typer.Typer()
+
+_WATCH_SECONDS = 2.0
 
 
 class Sorting(StrEnum):
@@ -85,23 +88,46 @@ def status(
     from search.search import Search
 
     place = Home.existing(name, home)
+    if watch and console.is_terminal and not as_json:
+        _watch(place)
+        return
     while True:
         row = summary(Search.open(place))  # anew each time, to see what its driver wrote meanwhile
         if as_json:
             print_json(row.document())
         else:
-            best = "none yet" if row.value is None else f"{row.value:.4f} (trial {row.best_trial})"
-            console.print(
-                f"{name}: {row.state.lower()}, {row.counted}/{row.budget} trials, "
-                f"{row.running} running, {row.pruned} pruned, {row.failed} failed, best {best}"
-                + (f", finalists {row.finalists.ended}/{row.finalists.runs} runs" if row.finalists else ""),
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            console.print(_progress(row), markup=False, highlight=False, soft_wrap=True)
         if not watch or row.state != "RUNNING":
             return
-        time.sleep(2)
+        time.sleep(_WATCH_SECONDS)
+
+
+def _watch(place: Home) -> None:
+    """Shows on a terminal how far a search is, each time in the place of the last."""
+    from rich.live import Live
+    from rich.text import Text
+
+    from search.results.rows import summary
+    from search.search import Search
+
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            row = summary(Search.open(place))
+            live.update(Text(_progress(row)), refresh=True)
+            if row.state != "RUNNING":
+                return
+            time.sleep(_WATCH_SECONDS)
+
+
+def _progress(row: SearchRow) -> str:
+    """How far a search is, in a line."""
+    best = "none yet" if row.value is None else f"{row.value:.4f} (trial {row.best_trial})"
+    told = (
+        f"{row.search}: {row.state.lower()}, {row.counted}/{row.budget} trials, "
+        f"{row.running} running, {row.pruned} pruned, {row.failed} failed, best {best}"
+    )
+    runs = row.finalists
+    return told + (f", finalists {runs.ended}/{runs.runs} runs" if runs else "")
 
 
 @commands.command(cls=Verbatim)

@@ -73,6 +73,8 @@ class Board:
         self._stale = False
         self._looked = 0.0
         self._shown: tuple[Counts, tuple[int, float] | None] = (counts(), best())
+        self._counted = self._shown[0].counted
+        self._first: float | None = None  # when the first trial of this run started
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -80,8 +82,10 @@ class Board:
         if not self._console.is_terminal:
             yield
             return
-        with Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True):
+        with Live(get_renderable=self._render, console=self._console, refresh_per_second=4):
             yield
+            self._looked, self._stale = 0.0, True
+            self._refresh()  # the last picture stays
 
     def trial_started(self, assignment: Assignment) -> None:
         self._rows[assignment.number] = {
@@ -92,6 +96,7 @@ class Board:
             "value": None,
             "params": assignment.hparams.active,
         }
+        self._first = self._first or time.monotonic()
         self._stale = True
         self._refresh()
 
@@ -167,6 +172,16 @@ class Board:
             f"best {best[1]:.4f} ({self._role} {self._label(best[0])})" if best else "no best yet",
             duration(time.monotonic() - self._began),
         ]
+        ends = self._seconds_to_go(counts)
+        if ends is not None:
+            parts.append(f"about {duration(ends)} to go")
         if self._until is not None:
-            parts.append(f"{duration(max(0, self._until - time.monotonic()))} left")
+            parts.append(f"{duration(max(0, self._until - time.monotonic()))} left of its time")
         return Text("  ·  ".join(parts), style="bold")
+
+    def _seconds_to_go(self, counts: Counts) -> float | None:
+        """How long what is left takes at the pace of the trials that have ended; None before the first."""
+        ended, left = counts.counted - self._counted, counts.budget - counts.counted
+        if self._first is None or ended <= 0 or left <= 0:
+            return None
+        return (time.monotonic() - self._first) / ended * left

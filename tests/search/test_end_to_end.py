@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -170,6 +171,40 @@ def test_a_project_that_was_copied_writes_nothing_into_the_old_one(
     assert "mlflow.db is not there; if it has moved" in both_streams("doctor", "small", code=1)[0]
     assert rows("best", "small")["model_uri"] is None
     assert not (copy / "mlflow.db").exists()
+
+
+def test_an_alias_does_not_move_to_a_worse_model(inside: Path, tmp_path: Path) -> None:
+    ended = [row for row in rows("trials", "small") if row["value"] is not None]
+    better, worse = (choose(ended, key=lambda row: row["value"]) for choose in (max, min))
+    words = ("--format", "safetensors", "--register", "guarded", "--alias", "champion")
+
+    def export(row: dict[str, Any], *more: str, code: int = 0) -> str:
+        to = tmp_path / str(row["trial"])
+        return transfer_search(
+            "export", "small", "--to", to, "--trial", str(row["trial"]), *words, *more, code=code
+        )
+
+    assert "registered guarded version 1 as champion" in export(better)
+    refused = export(worse, code=2)
+    assert f"{better['value']:.4f}" in refused
+    assert f"{worse['value']:.4f}" in refused
+    assert not (tmp_path / str(worse["trial"])).exists()
+    assert "registered guarded version 2 as champion" in export(worse, "--force")
+
+
+def test_the_report_judges_the_best_model_image_by_image(inside: Path, tmp_path: Path) -> None:
+    transfer_search("report", "small", "--to", tmp_path / "small.html")
+    text = (tmp_path / "small.html").read_text()
+    table = text.partition('aria-label="Confusion matrix"')[2].partition("</table>")[0]
+    counts = [
+        [int(count) for count in re.findall(r">(\d+)</td>", line)]
+        for line in re.findall(r'<tr><th scope="row">.*?</tr>', table)
+    ]
+    assert [sum(line[:-1]) for line in counts] == [line[-1] for line in counts]
+    assert sum(line[-1] for line in counts) == 100  # the validation split
+    right = sum(line[place] for place, line in enumerate(counts))
+    assert right / 100 == pytest.approx(rows("best", "small")["model_value"])
+    assert text.count('src="data:image/jpeg;base64,') == min(12, 100 - right)
 
 
 def test_a_damaged_export_is_refused(inside: Path, tmp_path: Path) -> None:

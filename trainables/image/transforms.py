@@ -238,8 +238,8 @@ class RandomOperations:
         return images
 
     def describe(self) -> list[str]:
-        bins = "a drawn bin" if self.bin is None else f"bin {self.bin}"
-        head = f"{self.count} of {len(self.names)} operations at {bins} of 0 to {self.bins - 1}:"
+        strength = "drawn from 0" if self.bin is None else f"{self.bin} of 0"
+        head = f"{self.count} of {len(self.names)} operations, strength {strength} to {self.bins - 1}:"
         return [head, *(f"  {self.ranges.text(name)}" for name in self.names)]
 
 
