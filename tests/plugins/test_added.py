@@ -27,7 +27,7 @@ space: {strategy: full, backbone_lr_mult: 1.0, lr: 0.05, policy: noise, noise: {
 IMAGES = """\
 name: images
 data: {source: digits, image_size: 16, limit: {train: 40, validation: 20, test: 20}}
-search: {trials: 1, max_epochs: 1, sampler: random}
+search: {trials: 1, max_epochs: 1, sampler: random, refit: false}
 space: {backbone: averages, weights: none, strategy: full, policy: negative, lr: [0.001, 0.01]}
 """
 COMMANDS = [

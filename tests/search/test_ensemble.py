@@ -22,9 +22,10 @@ from trainables.training import selection
 SETTINGS = (
     "--set=data.limit={train: 60, validation: 300, test: 100}",
     "--set=space.features=[last, stages]",
-    "--set=space.solver=[ridge, logistic]",
+    "--set=space.solver=[ridge, gradient]",
     "--set=search.trials=8",
     "--set=search.sampler=random",
+    "--set=search.max_epochs=1",
     "--set=search.ensemble=6",
     "--set=search.refit=true",
 )
