@@ -24,7 +24,7 @@ from ray import tune
 from rich.console import Console
 
 from search.home import Home
-from search.run import launch
+from search.run import running
 from search.search import Search
 from search.spec.search_spec import read_spec
 from search.study.search_study import SearchStudy
@@ -97,7 +97,7 @@ def main() -> None:
         for name in names:
             timed(seconds, owner, name)
     whole = time.perf_counter()
-    timed(seconds, launch, "run_trials")
+    timed(seconds, running, "run_trials")
     with tempfile.TemporaryDirectory() as folder:
         spec = read_spec(SPEC.format(**vars(asked)), [f"tracking.uri=sqlite:///{folder}/mlflow.db"])
         home = Home(Path(folder) / "nothing")
@@ -106,9 +106,9 @@ def main() -> None:
         card = make_card(backbone, HParams(), [str(n) for n in range(10)], {})
         save_delta(home.root / "model", build_model(backbone, HParams(), 10), backbone, card)
         study = SearchStudy.create(spec, home)
-        launch.run_search(Search(spec, home, study), Console(file=io.StringIO()), trainable=Nothing)
+        running.run_search(Search(spec, home, study), Console(file=io.StringIO()), trainable=Nothing)
         completed = study.progress().completed
-    busy = seconds["search.launch.run_trials"] + seconds["Tracker.close"]
+    busy = seconds["search.run.running.run_trials"] + seconds["Tracker.close"]
     print(
         json.dumps(
             {

@@ -31,7 +31,7 @@ from ray import tune
 from rich.console import Console
 
 from search.home import Home
-from search.run import launch
+from search.run import running
 from search.run.ray_session import local_ray
 from search.search import Search
 from search.spec.search_spec import read_spec
@@ -103,7 +103,7 @@ def measured(trials: int, cpus: int, sleep: float, sampler: str) -> dict[str, An
     }.items():
         for name in names:
             timed(seconds, owner, name)
-    timed(seconds, launch, "run_trials")
+    timed(seconds, running, "run_trials")
     Sleep.seconds = sleep
     with tempfile.TemporaryDirectory() as folder, local_ray(cpus=cpus):
         text = SPEC.format(trials=trials, epochs=1, workers=cpus)
@@ -112,9 +112,9 @@ def measured(trials: int, cpus: int, sleep: float, sampler: str) -> dict[str, An
         changes = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"search.sampler={sampler}"]
         spec = read_spec(text, changes)
         study = SearchStudy.create(spec, home)
-        launch.run_search(Search(spec, home, study), Console(file=io.StringIO()), trainable=Sleep)
+        running.run_search(Search(spec, home, study), Console(file=io.StringIO()), trainable=Sleep)
         completed, cpu = study.progress().completed, cpu_seconds()
-    wall, ideal = seconds.pop("search.launch.run_trials"), trials * sleep / cpus
+    wall, ideal = seconds.pop("search.run.running.run_trials"), trials * sleep / cpus
     return {
         "benchmark": "control_plane",
         "trials": completed,

@@ -34,7 +34,7 @@ from comparison import EVERY_VIEW, SPEC, WORKERS
 from rich.console import Console
 
 from search.home import Home
-from search.run import launch
+from search.run import running
 from search.run.conductor import Conductor
 from search.run.planning import plan
 from search.run.ray_session import local_ray
@@ -81,13 +81,13 @@ class Clock:
 
 def searched(spec: SearchSpec, folder: Path, clock: Clock, *, told: bool) -> dict[str, float]:
     """One search in a new home."""
-    launch.Tracker = Tracker if told else Untold  # type: ignore[misc,assignment]
+    running.Tracker = Tracker if told else Untold  # type: ignore[misc,assignment]
     home = Home(folder / spec.name)
     home.make()
     study = SearchStudy.create(spec, home)
     clock.first = clock.sender = clock.busy = 0.0
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    launch.run_search(Search(spec, home, study), Console(file=io.StringIO()))
+    running.run_search(Search(spec, home, study), Console(file=io.StringIO()))
     progress = study.progress()
     seconds = (time.perf_counter() - clock.first) / progress.counted
     after = resource.getrusage(resource.RUSAGE_CHILDREN)  # the sender's: the only child that ended meanwhile

@@ -24,9 +24,9 @@ from typing import Any
 from rich.console import Console
 
 from search.home import Home
-from search.run import launch
 from search.run.planning import plan
 from search.run.ray_session import local_ray
+from search.run.running import run_search
 from search.search import Search
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.search_study import SearchStudy
@@ -56,7 +56,7 @@ def searched(spec: SearchSpec, home: Home) -> dict[str, Any]:
     """A search in a new home: its seconds, the configurations solved, and the seconds of each kind."""
     home.make()
     study = SearchStudy.create(spec, home)
-    launch.run_search(Search(spec, home, study), Console(file=io.StringIO()))
+    run_search(Search(spec, home, study), Console(file=io.StringIO()))
     trials = study.trials()
     began = min(trial.datetime_start.timestamp() for trial in trials if trial.datetime_start)
     ended = max(trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete)

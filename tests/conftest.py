@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,11 @@ import torch
 
 if TYPE_CHECKING:
     from tests.buckets import Bucket
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: much of what the tests wait for are servers that start."""
+    return min(4, (os.cpu_count() or 1) + 1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from search.results.rows import TrialRow, WinnerRow
-    from search.run.launch import Outcome
+    from search.run.running import Outcome
     from search.search import Search
 
 __all__ = ["console", "errors", "farewell", "print_json", "show_view", "show_winner"]

@@ -7,59 +7,32 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from enum import Enum
-from functools import partial
-from importlib import import_module
-from typing import Any
 
 from rich.console import Console
 
 from search.answers import answer
 from search.console import progress_bar
-from search.errors import AllFailedAlike, SpecError
+from search.errors import SpecError
 from search.home import Home, is_inside
-from search.run.board import Board
-from search.run.capacity import Capacity
 from search.run.checkpoints import Checkpoints
-from search.run.conductor import Conductor
-from search.run.driver import Stopwatch, driver_log
-from search.run.ensembling import make_ensemble
-from search.run.failures import Alike
 from search.run.preflight import planned, refusals
 from search.run.premises import Premises, check_movable
-from search.run.ray_session import cluster_ray, local_ray
-from search.run.room import Room
+from search.run.running import Outcome, run_search, started_ray, tell
 from search.run.settlement import settled
-from search.run.signals import interruptible, stop_signals
-from search.run.tuning import Trainable, run_trials
+from search.run.signals import interruptible
 from search.search import Search
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.agenda import agenda_notes
 from search.study.earlier import start_of
-from search.study.ensemble import shares_told
-from search.study.finalists import candidates
-from search.study.refit import REFIT_ON
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
-from search.tracking.overview import overview
-from search.tracking.tracker import Sender, Tracker, ready_sender
-from trainables.record import TEST_METRICS
+from search.tracking.tracker import Tracker, ready_sender
 
-__all__ = ["Outcome", "abandon", "launch", "resume", "run_search"]
+__all__ = ["abandon", "launch", "resume"]
 
 log = logging.getLogger(__name__)
-
-
-class Outcome(Enum):
-    """How a run of a search ended."""
-
-    FINISHED = "FINISHED"
-    STOPPED = "STOPPED"
-    TIME_OVER = "TIME_OVER"
 
 
 def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outcome]:
@@ -72,8 +45,8 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outc
     home.check_free()
     if problems := refusals(spec, home):
         planned(spec, home, None, problems)  # tells what is wrong with the data too
-    _say(console, f"{spec.name}: reading the data and the weights, while Ray starts")
-    with interruptible(), home.beginning(), ready_sender(home) as sender, _ray(preloaded=True):
+    tell(console, f"{spec.name}: reading the data and the weights, while Ray starts")
+    with interruptible(), home.beginning(), ready_sender(home) as sender, started_ray(preloaded=True):
         with progress_bar(console) as progress:
             found = planned(spec, home, progress)
         with _created(spec, home) as study:
@@ -92,11 +65,6 @@ def launch(spec: SearchSpec, home: Home, console: Console) -> tuple[Search, Outc
 
             search = Search(spec, home, study)
             return search, run_search(search, console, sender=sender, begin=keep)
-
-
-def _say(console: Console, text: str) -> None:
-    """Tells a phase of a search as it begins."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -184,9 +152,9 @@ def _resumed(
     with interruptible(), ExitStack() as stack:
         stack.enter_context(home.lock())
         search = Search.open(home, spec)
-        _say(console, f"{spec.name}: reading the data and the weights, while Ray starts")
+        tell(console, f"{spec.name}: reading the data and the weights, while Ray starts")
         sender = stack.enter_context(ready_sender(home))
-        stack.enter_context(_ray(preloaded=True))
+        stack.enter_context(started_ray(preloaded=True))
         with progress_bar(console) as progress:
             found = planned(spec, home, progress)
         premises = Premises.of(spec, found)
@@ -234,201 +202,3 @@ def _given_up(study: SearchStudy, home: Home, tracker: Tracker) -> int:
         study.end(number, Ending.ABANDONED, best, "abandoned", tracker.run_of(number, wait=True))
         checkpoints.clear(number)
     return len(left)
-
-
-def _import_all() -> None:
-    """Imports what a launch needs soon."""
-    for name in ("search.run.planning", "trainables.image_transfer"):
-        import_module(name)
-
-
-@contextmanager
-def _ray(*, preloaded: bool = False) -> Iterator[None]:
-    """The cluster's Ray where this is a job on one, else a Ray of this process's own."""
-    if is_inside():
-        cluster_ray()
-        yield
-        return
-    if preloaded:  # here too meanwhile, since the start of Ray is mostly waiting
-        threading.Thread(target=_import_all, daemon=True).start()
-    with local_ray(preloaded=preloaded), interruptible():  # Ray sets handlers of its own
-        yield
-
-
-def run_search(
-    search: Search,
-    console: Console,
-    *,
-    seconds: float | None = None,
-    trainable: Trainable | None = None,
-    sender: Sender | None = None,
-    begin: Callable[[], None] = lambda: None,
-) -> Outcome:
-    """Runs a search's trials until its budget is met, its time is over, or somebody stops it.
-
-    A search whose budget is met goes on to its finalists, if it has any; and one that has a winner, since its
-    budget is met or its time is over, to the winner's refit. Its time does not bound them.
-
-    Args:
-        search: whose driver this process is.
-        console: where to show it.
-        seconds: how long from now; None: what is left of the spec's time.
-        trainable: None: `ImageTransfer`.
-        sender: one that is ready for the search; None: starts one.
-        begin: what to do first of all that lasts, once nothing can refuse the search any more.
-    """
-    from search.run.planning import trial_config
-
-    spec, home, study = search.spec, search.home, search.study
-    with ExitStack() as stack:
-        stack.enter_context(driver_log(home))
-        stack.callback(study.settle, home)
-        trackers = [Tracker(spec, home, study, sender=sender)]
-        stack.callback(trackers[0].abort)
-        stack.enter_context(_ray())
-        Capacity(spec)  # refuses what no node could ever give
-        trackers[0].open()
-        begin()
-        trackers[0].describe_data()
-        stopped = stack.enter_context(stop_signals(console))  # after Ray, which sets its own
-        run = partial(_run_trials, console=console, stopped=stopped, trainable=trainable)
-        if seconds is None and spec.search.time is not None:
-            seconds = max(0.0, spec.search.time - study.seconds_spent)
-        left = study.progress().left + study.progress().running
-        _say(console, f"{spec.name}: {left} trials to go, of up to {spec.search.max_epochs} epochs")
-        try:
-            outcome = run(study, home, trackers[0], trial_config(spec, rule=study.rule), seconds=seconds)
-        except AllFailedAlike:
-            _finish(search, trackers, Outcome.STOPPED, console)
-            raise
-
-        def run_part(part: SearchStudy, place: Home, told: str, **config: Any) -> Outcome:
-            trackers.append(Tracker(spec, place, part, within=trackers[0]))
-            stack.callback(trackers[-1].abort)
-            _say(console, told)
-            ended = run(part, place, trackers[-1], {**trial_config(spec, **config), "score_test": True})
-            trackers[-1].learn_runs()
-            return ended
-
-        if outcome is Outcome.FINISHED and candidates(study):
-            finalists = search.begin_finalists()
-            told = finalists.cost(study, Capacity(spec).at_once)
-            outcome = run_part(finalists, home.finalists, told, rule=study.rule)
-        if outcome is not Outcome.STOPPED and search.lacks_ensemble:
-            made = make_ensemble(search, trial_config(spec, rule=study.rule), trackers[0], console)
-            if made is not None:
-                trackers.append(made)
-                stack.callback(made.abort)
-        winner = search.to_refit if outcome is not Outcome.STOPPED else None
-        if winner is not None:
-            refit = search.begin_refit(winner)
-            told = f"refit: the configuration of trial {winner.trial} on training and validation images"
-            if run_part(refit, home.refit, told, trained_on=REFIT_ON) is Outcome.STOPPED:
-                outcome = Outcome.STOPPED
-        _finish(search, trackers, outcome, console)
-    return outcome
-
-
-def _run_trials(
-    study: SearchStudy,
-    home: Home,
-    tracker: Tracker,
-    config: Mapping[str, Any],
-    *,
-    console: Console,
-    stopped: threading.Event,
-    trainable: Trainable | None,
-    seconds: float | None = None,
-) -> Outcome:
-    """Runs one study's trials until its budget is met, `seconds` are over, or somebody stops it."""
-    from search.run.planning import cache_root
-
-    say = partial(console.print, style="yellow", markup=False, soft_wrap=True)
-    study.wait_for_storage(say)
-    tracker.replay()
-    spec = study.spec
-
-    def tell_overview() -> None:
-        if study.role == "trial":  # else the search is over, and its run says so
-            tracker.summarize(overview(study))
-
-    spent = Stopwatch(study, tell_overview)
-    until = None if seconds is None else time.monotonic() + seconds
-    board = Board(
-        spec,
-        console,
-        counts=study.progress,
-        best=study.leader,
-        role=study.role,
-        label=study.label,
-        doing=home.doing,
-        until=until,
-    )
-
-    def is_late() -> bool:
-        return until is not None and time.monotonic() >= until
-
-    def should_stop() -> bool:
-        return spent.goes_on() and (stopped.is_set() or is_late())
-
-    conductor = Conductor(
-        study,
-        home,
-        config,
-        capacity=Capacity(spec),
-        observers=(tracker, board),
-        run_of=tracker.run_of,
-        should_stop=should_stop,
-        was_waited_for=Room([home.root, cache_root(spec)], say, should_stop).was_waited_for,
-    )
-    with board.live():
-        run_trials(conductor, trainable=trainable)
-    spent.write()
-    if conductor.common_cause is not None:
-        raise AllFailedAlike(
-            f"the first {Alike.TRIALS} {study.role}s failed before an epoch, of one cause, and the search "
-            f"has stopped: {conductor.common_cause}; mend that and go on with `transfer-search resume "
-            f"{spec.name} --retry-failed`"
-        )
-    progress = study.progress()
-    if not progress.left and not progress.running:
-        return Outcome.FINISHED
-    return Outcome.TIME_OVER if is_late() and not stopped.is_set() else Outcome.STOPPED
-
-
-def _made(search: Search) -> str:
-    """What was made of the winner, which `export` gives; nothing where that is the winner itself."""
-    champion = search.champion
-    if champion is None:
-        return ""
-    if champion.shares:
-        return f"{champion.role} of trials {shares_told(champion.shares)}"
-    return f"{champion.role} of trial {champion.trial}"
-
-
-def _scores(search: Search) -> dict[str, float]:
-    """What that has on the test split."""
-    champion = search.champion
-    best = (champion.record.best or {}) if champion else {}
-    return {f"{champion.role}_{name}": best[name] for name in TEST_METRICS if champion and name in best}
-
-
-def _finish(search: Search, trackers: Sequence[Tracker], outcome: Outcome, console: Console) -> None:
-    """Tells MLflow how the search ended; `trackers` begin with the search's own."""
-    for inner in trackers[1:]:
-        inner.close(outcome.value)
-    tracker = trackers[0]
-    known = overview(
-        search.study, search.standings, corrected=search.correct(), made=_made(search), scores=_scores(search)
-    )
-    tracker.summarize(known)
-    tracker.close(outcome.value)
-    for number, reason in ((n, reason) for each in trackers for n, reason in each.refusals.items()):
-        told = f"MLflow refuses trial {number}: {reason.splitlines()[0]}"
-        console.print(told, style="yellow", markup=False, soft_wrap=True)
-    for left in (each.outbox for each in trackers if any(each.outbox.glob("*.jsonl"))):
-        console.print(
-            f"MLflow has not taken everything; the rest is kept in {left} and sent by "
-            f"`transfer-search doctor {search.name} --repair`",
-            style="yellow",
-        )

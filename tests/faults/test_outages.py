@@ -22,8 +22,8 @@ from search.errors import AllFailedAlike
 from search.home import Home
 from search.results.doctor import examine
 from search.results.rows import trial_rows
-from search.run.launch import Outcome
 from search.run.ray_compat import own_session
+from search.run.running import Outcome
 from search.search import Search
 from tests.faults.outages import Gate, free_port, mlflow_server, postgresql
 from tests.search import toys

@@ -18,7 +18,7 @@ from search.home import Home
 from search.results.doctor import examine
 from search.results.rows import trial_rows
 from search.run import launch as launching
-from search.run.launch import Outcome
+from search.run.running import Outcome, run_search
 from search.search import Search
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study.search_study import SearchStudy
@@ -54,7 +54,7 @@ def run(home: Home) -> Outcome:
     spec = read_spec(home.spec)
     with home.lock():
         console = Console(file=io.StringIO())
-        return launching.run_search(Search.create(spec, home), console, trainable=held.Held)
+        return run_search(Search.create(spec, home), console, trainable=held.Held)
 
 
 KILLED = """

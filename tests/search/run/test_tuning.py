@@ -25,7 +25,7 @@ from search.home import Home
 from search.results.doctor import examine
 from search.results.rows import trial_rows
 from search.run import launch as launching
-from search.run.launch import Outcome
+from search.run.running import Outcome, run_search
 from search.search import Search
 from search.spec.search_spec import SearchSpec, read_spec
 from tests.search import toys
@@ -54,7 +54,7 @@ def run(home: Home, seconds: float | None = None) -> tuple[Outcome, str]:
     spec, output = read_spec(home.spec), io.StringIO()
     with home.lock():
         search = Search.create(spec, home)
-        outcome = launching.run_search(search, Console(file=output), seconds=seconds, trainable=toys.Toy)
+        outcome = run_search(search, Console(file=output), seconds=seconds, trainable=toys.Toy)
     return outcome, output.getvalue()
 
 
