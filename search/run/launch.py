@@ -28,7 +28,8 @@ from search.study.agenda import agenda_notes
 from search.study.earlier import start_of
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
-from search.tracking.tracker import Tracker, ready_sender
+from search.tracking.line import ready_sender
+from search.tracking.tracker import Tracker
 
 __all__ = ["abandon", "launch", "resume"]
 

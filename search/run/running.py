@@ -30,8 +30,9 @@ from search.study.ensemble import shares_told
 from search.study.finalists import candidates
 from search.study.refit import REFIT_ON
 from search.study.search_study import SearchStudy
+from search.tracking.line import Sender
 from search.tracking.overview import overview
-from search.tracking.tracker import Sender, Tracker
+from search.tracking.tracker import Tracker
 from trainables.record import TEST_METRICS
 
 __all__ = ["Outcome", "run_search", "started_ray", "tell"]

@@ -12,27 +12,25 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import queue
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from search.errors import Refused, TrackingError
 from search.home import Home
-from search.processes import environment, python
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import SearchStudy
 from search.study.trials import Assignment, Ending
+from search.tracking.line import Line, Sender, started
 from search.tracking.outbox import Outbox
 from search.tracking.overview import Overview
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import Epochs, read_epochs
 
-__all__ = ["Sender", "Tracker", "ready_sender"]
+__all__ = ["Tracker"]
 
 log = logging.getLogger(__name__)
 
@@ -45,60 +43,6 @@ _FULL_SECONDS = 2.0
 _CLASSES = 100  # that the profile of a data set names
 _NAME_LENGTH = 200
 _DIGEST_LENGTH = 36  # MLflow takes no more
-
-
-Sender: TypeAlias = subprocess.Popen[str]
-
-
-def _started(home: Home) -> Sender:
-    with home.log.open("ab") as errors:
-        return subprocess.Popen(
-            python("search.tracking.sender"),
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the driver, who ends the sender in order
-        )
-
-
-@contextmanager
-def ready_sender(home: Home) -> Iterator[Sender]:
-    """A sender that imports MLflow while the caller does other work; of no use after the block."""
-    with _started(home) as process:
-        try:
-            yield process
-        finally:
-            process.kill()  # it has ended already where a tracker used it
-
-
-class _Line:
-    """The way to one sender; whoever says something does not wait for it to listen."""
-
-    def __init__(self, process: Sender) -> None:
-        self.process = process
-        self.is_broken = False
-        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=self._pass_on, name="to the sender", daemon=True).start()
-
-    def say(self, event: Mapping[str, Any]) -> None:
-        self._queue.put(json.dumps(event) + "\n")
-
-    def hang_up(self) -> None:
-        """Ends the sender's input after what was said."""
-        self._queue.put(None)
-
-    def _pass_on(self) -> None:
-        assert self.process.stdin is not None
-        try:
-            while (line := self._queue.get()) is not None:
-                self.process.stdin.write(line)
-                self.process.stdin.flush()
-        except (OSError, ValueError):
-            self.is_broken = True
-        with suppress(OSError):  # it has died, with a line unsent
-            self.process.stdin.close()
 
 
 class Tracker:
@@ -144,12 +88,12 @@ class Tracker:
         self._changed = threading.Condition()
         self._asked = 0
         self._waited_in_vain = -1
-        self._use(sender or _started(home))
+        self._use(sender or started(home))
 
     # The sender
 
     def _use(self, sender: Sender) -> None:
-        self._line = _Line(sender)
+        self._line = Line(sender)
         threading.Thread(target=self._listen, args=(sender,), name="mlflow", daemon=True).start()
         self._line.say({"event": "open", **self._search})
 
@@ -176,7 +120,7 @@ class Tracker:
             self._line.say(event)
             return
         log.warning("the process that sends to MLflow has ended; starting another")
-        self._use(_started(self._home))
+        self._use(started(self._home))
         self._send_outbox()
         if "trial" not in event:
             self._line.say(event)
