@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+# Ray's launcher reads every file of a checkout, with whatever rights; so nothing of the tests is kept there.
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/hypothesis-{os.getuid()}")
+
 if TYPE_CHECKING:
     from tests.buckets import Bucket
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: much of what the tests wait for are servers that start."""
-    return min(4, (os.cpu_count() or 1) + 1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -254,7 +254,7 @@ def mlflow(host: Host, backend: str, user: str, password: str) -> str:
         "--backend-store-uri", backend, "--artifacts-destination", str(host.folder / "artifacts"),
         "--workers", "1", "--allowed-hosts", "*",
         MLFLOW_AUTH_CONFIG_PATH=str(settings), MLFLOW_AUTH_ADMIN_PASSWORD=password,
-        MLFLOW_FLASK_SERVER_SECRET_KEY=os.urandom(16).hex(),
+        MLFLOW_FLASK_SERVER_SECRET_KEY=os.urandom(16).hex(), MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     )  # fmt: skip
     return f"http://{host.address}:5000"
 

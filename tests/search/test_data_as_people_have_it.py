@@ -67,6 +67,7 @@ def test_a_folder_of_hard_images_trains_exports_and_predicts(folder: Path) -> No
         "search.max_epochs=2",
         "space.strategy=probe",
         "space.freeze=0.5",
+        "space.trunk_lr=3e-4",
     )
     words = ["launch", example, "--name", "hard", *(f"--set={each}" for each in settings)]
     refused = transfer_search(*words, "--set=data.unreadable=refuse", code=2)

@@ -45,8 +45,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, shared_ray: None) -> Path:
     (place / "small.yaml").write_text(SMALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        # Whether it is better than chance is tested elsewhere: here it is to be taken in any case.
+        # Who is chosen, and whether that is better by more than chance, is tested elsewhere.
         patch.setattr(selection, "_LEVEL", -1000.0)
+        patch.setattr(selection, "_greedy", lambda right: [0, 1, 0])
         printed = transfer_search("launch", "small.yaml", *SETTINGS)
     assert "won: the ensemble of trials" in printed
     return place

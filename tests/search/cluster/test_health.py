@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from search.answers import said
 from search.cluster.health import Check, checks, versions
 from tests.search.commands import transfer_search
 
@@ -32,7 +32,8 @@ def test_all_is_well(head: pytest.MonkeyPatch, folder: Path) -> None:
     assert [check.wrong for check in told.values()] == [""] * 5
     assert "GPU 1" in told["node"].told
     assert list((folder / "searches").iterdir()) == []
-    printed = json.loads(transfer_search("doctor", "--caller", versions()).splitlines()[-1])
+    printed = said(transfer_search("doctor", "--caller", versions()), "examined")
+    assert printed is not None
     assert [check["subject"] for check in printed["cluster"]][:2] == ["versions", "searches"]
     assert printed["searches"] == {}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import subprocess
 import sys
 import time
@@ -27,7 +29,8 @@ from tests.search import held
 from tests.search.commands import rows, transfer_search
 from tests.search.specs import SMALL, small
 from tests.search.test_data_as_people_have_it import picture
-from trainables.record import MODEL_FOLDER, STATE_FILE
+from trainables.files.trial_folder import write_epochs
+from trainables.record import EPOCHS_FILE, METRICS, MODEL_FOLDER, STATE_FILE
 from trainables.training.delta import load_delta
 
 pytestmark = pytest.mark.usefixtures("shared_ray")
@@ -127,11 +130,24 @@ def test_a_search_given_up_takes_its_models_home(folder: Path, bucket: Bucket) -
     spec = read_spec(home.spec)
     study = SearchStudy.create(spec, home)
     study.ask()
-    for name in ("model/model.json", "record/applied.json", "state.pt", "owner"):
-        bucket.put(f"{prefix_of(home)}/trial-00000/{name}", b"{}")
+    metrics = dict.fromkeys(METRICS, 0.5)
+    card = {"metric": {"epoch": 1, **metrics}, "delta_sha256": hashlib.sha256(b"{}").hexdigest()}
+    write_epochs(folder, {1: metrics}, {})
+    files = {
+        "model/model.json": json.dumps(card).encode(),
+        "model/delta.safetensors": b"{}",
+        EPOCHS_FILE: (folder / EPOCHS_FILE).read_bytes(),
+    }
+    for name in (*files, "record/applied.json", "state.pt", "owner"):
+        bucket.put(f"{prefix_of(home)}/trial-00000/{name}", files.get(name, b"{}"))
     assert launching.abandon(home) == 1
     assert [row.ending for row in trial_rows(Search.open(home))] == ["ABANDONED"]
-    assert sorted(path.name for path in home.trial(0).rglob("*.*")) == ["applied.json", "model.json"]
+    assert sorted(path.name for path in home.trial(0).rglob("*.*")) == [
+        "applied.json",
+        "delta.safetensors",
+        "epochs.json",
+        "model.json",
+    ]
     assert bucket.keys() == set()
     assert examine(Search.open(home)) == []
 

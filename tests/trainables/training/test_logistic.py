@@ -16,7 +16,7 @@ def test_the_scores_are_those_of_scikit_learn(weighed: bool) -> None:
     strengths = (1.0, 0.1, 0.01)
     found = logistic_path(rows, labels, weights, 4, strengths, tolerance=1e-9, steps=5000)
     for strength, (weight, bias) in zip(strengths, found, strict=True):
-        theirs = LogisticRegression(C=1 / (strength * float(weights.sum())), tol=1e-10, max_iter=10_000)
+        theirs = LogisticRegression(C=1 / (strength * float(weights.sum())), tol=1e-10, solver="newton-cg")
         theirs.fit(rows.numpy(), labels.numpy(), weights.numpy())
         ours = rows @ weight.T + bias
         # A softmax does not know what is added to all scores of a row.
