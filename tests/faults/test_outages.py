@@ -31,7 +31,6 @@ from tests.search.run.test_tuning import children, run, start
 from tests.search.specs import small
 
 FULL = os.environ.get("FAULTS") == "full"
-full = pytest.mark.skipif(not FULL, reason="takes minutes; FAULTS=full runs it")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray"), pytest.mark.timeout(1800)]
 
 
@@ -80,7 +79,7 @@ def told_anywhere(secret: str, *places: Path) -> list[Path]:
     return [file for file in files if secret.encode() in file.read_bytes()]
 
 
-@full
+@pytest.mark.full
 def test_a_search_waits_for_no_mlflow_and_the_doctor_brings_all_there(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +110,7 @@ def test_a_search_waits_for_no_mlflow_and_the_doctor_brings_all_there(
         assert each <= seconds["open"] * 1.1, (mode, seconds)
 
 
-@full
+@pytest.mark.full
 def test_a_database_that_is_locked_for_90_s_is_waited_for(folder: Path) -> None:
     home = start(small("search.trials=8", "search.pruner=none"), {"all": "sleep"})
     took: list[float] = []
@@ -134,7 +133,7 @@ def test_a_database_that_is_locked_for_90_s_is_waited_for(folder: Path) -> None:
     all_there(home, 8)
 
 
-@full
+@pytest.mark.full
 def test_a_postgresql_that_is_restarted_for_40_s_is_waited_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -22,7 +21,7 @@ KILLS, TRIALS = 20, 200
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.environ.get("FAULTS") != "full", reason="takes minutes; FAULTS=full runs it"),
+    pytest.mark.full,
     pytest.mark.timeout(5400),
 ]
 
