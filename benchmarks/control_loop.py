@@ -39,7 +39,7 @@ from trainables.training.model import build_model
 SPEC = """
 name: nothing
 data: {{source: digits}}
-search: {{trials: {trials}, max_epochs: {epochs}, pruner: none}}
+search: {{trials: {trials}, max_epochs: {epochs}, pruner: none, refit: false}}
 space:
   lr: {{low: 1.0e-4, high: 1.0e-1, log: true}}
   batch_size: [16, 32, 64]
@@ -92,7 +92,7 @@ def main() -> None:
     seconds: dict[str, float] = defaultdict(float)
     for owner, names in {
         SearchStudy: ("ask", "draw_ahead", "report", "end"),
-        tracking.Tracker: ("trial_started", "epoch_ended", "trial_ended", "close", "_send"),
+        tracking.Tracker: ("trial_started", "epoch_ended", "trial_ended", "close", "_put"),
     }.items():
         for name in names:
             timed(seconds, owner, name)
