@@ -10,7 +10,7 @@ from typing import Self
 
 from search.home import Home
 from search.spec.search_spec import SearchSpec, read_spec
-from search.study.ensemble import EnsembleStudy, pool_of
+from search.study.ensemble import EnsembleStudy, made_of, pool_of
 from search.study.finalists import Finalist, FinalistStudy, standings
 from search.study.optimism import corrected_accuracy
 from search.study.refit import RefitStudy, Winner
@@ -19,6 +19,7 @@ from search.study.trials import TrialRecord
 from search.tracking.links import Links
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import read_right
+from trainables.record import TEST_METRICS
 
 __all__ = ["Champion", "Search"]
 
@@ -40,6 +41,17 @@ class Champion:
     record: TrialRecord
     home: Home
     shares: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def told(self) -> str:
+        """The same for a person."""
+        return made_of(self.role, self.trial, self.shares)
+
+    @property
+    def test_scores(self) -> dict[str, float]:
+        """What it has on the test split, under names that say what it is."""
+        best = self.record.best or {}
+        return {f"{self.role}_{name}": best[name] for name in TEST_METRICS if name in best}
 
 
 def _right(folder: Path) -> list[bool] | None:

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from search.errors import BadInput
-from search.results.rows import FinalistRow, TrialRow
-from search.run.planning import cache_root
+from search.results.rows import TrialRow, trial_folder
+from search.run.planning import load_data
 from search.search import Search
 from trainables.errors import DataError
 from trainables.files.sealed import Damaged, unsealed
-from trainables.modality import Data, Modality
+from trainables.modality import Data, Modality, Predictor
 from trainables.record import MODEL_FOLDER, PREVIEW_FILE
 from trainables.training.card import ModelError
 from trainables.training.delta import LoadedModel, load_delta
 
-__all__ = ["Evaluation", "Mistake", "evaluated", "policy_picture"]
+__all__ = ["Evaluation", "Mistake", "evaluated", "policy_picture", "validation_logits"]
 
 _BATCH = 64
 _WORST = 12
@@ -88,13 +87,6 @@ class Evaluation:
         return sorted(pairs, key=lambda pair: -pair[2])
 
 
-def _folder(search: Search, row: TrialRow) -> Path:
-    """The folder of the trial that won, or of its run among the finalists."""
-    if isinstance(row, FinalistRow):
-        return search.home.finalists.trial(row.finalist_run)
-    return search.home.trial(row.trial)
-
-
 def evaluated(search: Search, row: TrialRow) -> Evaluation:
     """Measures the model of a row of `best_rows`, image by image.
 
@@ -102,8 +94,8 @@ def evaluated(search: Search, row: TrialRow) -> Evaluation:
         BadInput: if its model or the data is gone, with the reason.
     """
     try:
-        loaded = load_delta(_folder(search, row) / MODEL_FOLDER)
-        data = search.spec.modality.load(search.spec.data.config, cache_dir=cache_root(search.spec))
+        loaded = load_delta(trial_folder(search, row) / MODEL_FOLDER)
+        data = load_data(search.spec)
         if tuple(data.classes) != tuple(loaded.card.classes):
             raise BadInput("the data has other classes now than the model")
         return _measured(search.spec.modality, loaded, data)
@@ -111,14 +103,18 @@ def evaluated(search: Search, row: TrialRow) -> Evaluation:
         raise BadInput(str(error)) from error
 
 
+def validation_logits(predictor: Predictor, data: Data) -> Tensor:
+    """Logits [N, C] of the validation images."""
+    examples, indices = data.examples(predictor.card.preprocessing), data.splits["validation"]
+    with torch.no_grad():
+        return torch.cat([predictor.logits(examples[batch]) for batch in indices.split(_BATCH)])
+
+
 def _measured(kind: Modality[Any], loaded: LoadedModel, data: Data) -> Evaluation:
     """What a model says of the validation split."""
-    predictor = kind.predictor(loaded)
-    examples = data.examples(loaded.card.preprocessing)
-    indices = data.splits["validation"]
-    with torch.no_grad():
-        parts = [predictor.logits(examples[batch]).float().softmax(1) for batch in indices.split(_BATCH)]
-    shares, labels = torch.cat(parts), data.labels[indices]
+    examples, indices = data.examples(loaded.card.preprocessing), data.splits["validation"]
+    shares = validation_logits(kind.predictor(loaded), data).float().softmax(1)
+    labels = data.labels[indices]
     count = len(data.classes)
     pairs = torch.bincount(labels * count + shares.argmax(1), minlength=count**2).view(count, count)
     worst = _worst(shares, labels)
@@ -149,6 +145,6 @@ def _worst(shares: Tensor, labels: Tensor) -> Tensor:
 def policy_picture(search: Search, row: TrialRow) -> bytes | None:
     """A PNG of what the row's policy draws of training examples; None where it draws nothing."""
     try:
-        return unsealed(_folder(search, row) / PREVIEW_FILE).read()
+        return unsealed(trial_folder(search, row) / PREVIEW_FILE).read()
     except (OSError, Damaged):
         return None

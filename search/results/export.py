@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
 from search.console import progress_bar
 from search.errors import BadInput, ExportMismatch, TrackingError, TransferSearchError
+from search.results.evaluation import validation_logits
 from search.results.readme import readme
 from search.results.rows import FinalistRow, TrialRow, chosen, model_folder, model_told
-from search.run.planning import cache_root
+from search.run.planning import load_data
 from search.run.premises import data_change
 from search.search import Search
 from search.tracking.artifacts import store_files
@@ -39,7 +39,6 @@ __all__ = ["ExportedModel", "export_trial", "open_export", "opened_model", "repl
 
 CARD_FILE = "model.json"
 README_FILE = "README.md"
-_BATCH = 64
 _WHERE = (
     "if the data of the launch is elsewhere, say where with --set data.source=DIR; where it is gone, "
     "--unchecked writes the model without checking it"
@@ -103,7 +102,7 @@ def opened_model(
     if unchecked:
         return ExportedModel(row=row, loaded=loaded, data=None, premises=premises)
     try:
-        data = spec.modality.load(spec.data.config, cache_dir=cache_root(spec))
+        data = load_data(spec)
     except DataError as error:
         raise BadInput(f"{error}\n{_WHERE}") from error
     if change := data_change(premises, data):
@@ -258,11 +257,8 @@ def _checked(model: ExportedModel, kind: str, exporter: Exporter, folder: Path) 
 
 
 def _accuracy(predictor: Predictor, kind: Modality[Any], data: Data) -> float:
-    examples = data.examples(predictor.card.preprocessing)
-    indices = data.splits["validation"]
-    with torch.no_grad():
-        parts = [predictor.logits(examples[batch]) for batch in indices.split(_BATCH)]
-    accuracy: float = kind.scores(torch.cat(parts), data.labels[indices]).accuracy
+    labels = data.labels[data.splits["validation"]]
+    accuracy: float = kind.scores(validation_logits(predictor, data), labels).accuracy
     return accuracy
 
 

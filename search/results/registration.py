@@ -6,9 +6,8 @@ import tempfile
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from search.errors import BadInput
+from search.results.evaluation import validation_logits
 from search.results.export import opened_model
 from search.results.rows import model_told
 from search.search import Search
@@ -17,7 +16,6 @@ from search.tracking.registry import Candidate, check_names, defended, registere
 
 __all__ = ["Registration"]
 
-_BATCH = 64
 _FORMAT = "onnx"
 
 
@@ -127,8 +125,6 @@ class Registration:
         metric = self._candidate.metric.removeprefix("val_")
         if predictor.card.classes != data.classes:
             return None
-        examples = data.examples(predictor.card.preprocessing)
-        indices = data.splits["validation"]
-        logits = torch.cat([predictor.logits(examples[batch]) for batch in indices.split(_BATCH)])
-        value = getattr(kind.scores(logits, data.labels[indices]), metric, None)
+        labels = data.labels[data.splits["validation"]]
+        value = getattr(kind.scores(validation_logits(predictor, data), labels), metric, None)
         return None if value is None else float(value)

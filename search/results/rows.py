@@ -10,7 +10,7 @@ from typing import Any
 from search.errors import BadInput, TransferSearchError
 from search.home import Home
 from search.search import Search
-from search.study.ensemble import shares_told
+from search.study.ensemble import made_of
 from search.study.finalists import Finalist, candidates
 from search.study.trials import Ending, TrialRecord
 from trainables.record import MODEL_FOLDER, TEST_METRICS
@@ -287,9 +287,9 @@ def _finalist_values(search: Search, finalist: Finalist, linked: bool) -> dict[s
 
 def model_told(row: TrialRow) -> str:
     """Whose model a row names, in words."""
-    if row.model_of == "ensemble":
-        return f"the ensemble of trials {shares_told(row.shares)}"
-    return f"the refit of trial {row.trial}" if row.model_of == "refit" else f"trial {row.trial}"
+    if row.model_of in ("ensemble", "refit"):
+        return f"the {made_of(row.model_of, row.trial, row.shares)}"
+    return f"trial {row.trial}"
 
 
 def made_told(row: TrialRow) -> str:
@@ -306,11 +306,17 @@ def made_told(row: TrialRow) -> str:
 
 def model_folder(search: Search, row: TrialRow) -> Path:
     """Where the model of a row of `chosen` lies."""
-    if search.champion is not None and row.model_of == search.champion.role:
-        return search.champion.home.trial(search.champion.record.number) / MODEL_FOLDER
+    champion = search.champion
+    if champion is not None and row.model_of == champion.role:
+        return champion.home.trial(champion.record.number) / MODEL_FOLDER
+    return trial_folder(search, row) / MODEL_FOLDER
+
+
+def trial_folder(search: Search, row: TrialRow) -> Path:
+    """The folder of a row's trial, or of its run among the finalists, whatever was made of it."""
     if isinstance(row, FinalistRow):
-        return search.home.finalists.trial(row.finalist_run) / MODEL_FOLDER
-    return search.home.trial(row.trial) / MODEL_FOLDER
+        return search.home.finalists.trial(row.finalist_run)
+    return search.home.trial(row.trial)
 
 
 def chosen(search: Search, trial: int | None, finalist: int | None = None) -> TrialRow:

@@ -69,7 +69,7 @@ class Board:
         self._rows: dict[int, dict[str, Any]] = {}
         self._metric = next(iter(spec.search.objective))
         self._shown_metric = named(self._metric, role)
-        self._knobs = [name for name, domain in spec.space.items() if domain.sampled]
+        self._knobs = spec.sampled
         self._stale = False
         self._looked = 0.0
         self._shown: tuple[Counts, tuple[int, float] | None] = (counts(), best())

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from search.run.planning import cache_root
+from search.run.planning import load_data
 from search.run.scoring import logits_of
 from search.search import Search
-from search.study.ensemble import EnsembleStudy, shares_told
+from search.study.ensemble import EnsembleStudy, made_of
 from search.study.trials import Ending
 from search.tracking.tracker import Tracker
 from trainables.files.trial_folder import write_epochs
@@ -45,7 +45,7 @@ def make_ensemble(
         place = Path(temporary)
         alike = _alike(folders)
         save_ensemble(place, [_part(folders[number], number, 1.0, 1.0) for number in alike], {})
-        data = search.spec.modality.load(search.spec.data.config, cache_dir=cache_root(search.spec))
+        data = load_data(search.spec)
         logits = logits_of(search.spec, config, place, "validation", by_member=True)
         chosen = select(logits, data.labels[data.splits["validation"]])
         shares = {alike[index]: share for index, share in chosen.shares.items()}
@@ -126,4 +126,4 @@ def _told(chosen: Selection, shares: Mapping[int, float], pool: Sequence[int]) -
         return f"ensemble: none of the best {len(pool)} trials adds anything to trial {next(iter(shares))}"
     if not chosen.pays:
         return f"ensemble: not better than the winner alone beyond chance ({gain})"
-    return f"ensemble of trials {shares_told(shares)}: {gain}"
+    return f"{made_of(EnsembleStudy.role, pool[0], shares)}: {gain}"

@@ -30,7 +30,7 @@ from trainables.training.knobs import Knob
 from trainables.training.model import build_model, unfreeze
 from trainables.training.settings import Monitor, Settings
 
-__all__ = ["Plan", "cache_root", "described", "plan", "samples", "trial_config", "values_of"]
+__all__ = ["Plan", "cache_root", "described", "load_data", "plan", "samples", "trial_config", "values_of"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -102,6 +102,15 @@ class Plan:
         )
 
 
+def load_data(spec: SearchSpec, progress: Progress | None = None) -> Data:
+    """The data of a spec, from this machine's cache where that has it.
+
+    Raises:
+        DataError: if it cannot be used.
+    """
+    return spec.modality.load(spec.data.config, cache_dir=cache_root(spec), progress=progress)
+
+
 def cache_root(spec: SearchSpec) -> Path:
     """Root of the node's cache."""
     return Path(spec.cache.dir) if spec.cache.dir else default_root()
@@ -116,7 +125,7 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
     problems: list[Problem] = [] if home.spec.exists() else list(pruner_problems(spec))
     data = None
     try:
-        data = spec.modality.load(spec.data.config, cache_dir=cache_root(spec), progress=progress)
+        data = load_data(spec, progress)
     except DataError as error:
         problems.append(Problem(place="data", given=None, message=str(error)))
     if spec.checkpoints is not None:
@@ -253,7 +262,7 @@ def trial_config(
         trained_on=trained_on,
     )
     return {
-        "sampled": [name for name, domain in spec.space.items() if domain.sampled],
+        "sampled": spec.sampled,
         "modality": spec.data.modality,
         "data": spec.data.config,
         "settings": {**vars(settings), "monitor": vars(settings.monitor)},

@@ -26,14 +26,12 @@ from search.run.room import Room
 from search.run.signals import interruptible, stop_signals
 from search.run.tuning import Trainable, run_trials
 from search.search import Search
-from search.study.ensemble import shares_told
 from search.study.finalists import candidates
 from search.study.refit import REFIT_ON
 from search.study.search_study import SearchStudy
 from search.tracking.line import Sender
 from search.tracking.overview import overview
 from search.tracking.tracker import Tracker
-from trainables.record import TEST_METRICS
 
 __all__ = ["Outcome", "run_search", "started_ray", "tell"]
 
@@ -211,30 +209,17 @@ def _run_trials(
     return Outcome.TIME_OVER if is_late() and not stopped.is_set() else Outcome.STOPPED
 
 
-def _made(search: Search) -> str:
-    """What was made of the winner, which `export` gives; nothing where that is the winner itself."""
-    champion = search.champion
-    if champion is None:
-        return ""
-    if champion.shares:
-        return f"{champion.role} of trials {shares_told(champion.shares)}"
-    return f"{champion.role} of trial {champion.trial}"
-
-
-def _scores(search: Search) -> dict[str, float]:
-    """What that has on the test split."""
-    champion = search.champion
-    best = (champion.record.best or {}) if champion else {}
-    return {f"{champion.role}_{name}": best[name] for name in TEST_METRICS if champion and name in best}
-
-
 def _finish(search: Search, trackers: Sequence[Tracker], outcome: Outcome, console: Console) -> None:
     """Tells MLflow how the search ended; `trackers` begin with the search's own."""
     for inner in trackers[1:]:
         inner.close(outcome.value)
-    tracker = trackers[0]
+    tracker, champion = trackers[0], search.champion
     known = overview(
-        search.study, search.standings, corrected=search.correct(), made=_made(search), scores=_scores(search)
+        search.study,
+        search.standings,
+        corrected=search.correct(),
+        made=champion.told if champion else "",
+        scores=champion.test_scores if champion else {},
     )
     tracker.summarize(known)
     tracker.close(outcome.value)

@@ -78,6 +78,11 @@ class SearchSpec(Section):
         return expanded(self.tracking.uri)
 
     @property
+    def sampled(self) -> list[str]:
+        """The names of the hyperparameters that the search varies."""
+        return [name for name, domain in self.space.items() if domain.sampled]
+
+    @property
     def multi_objective(self) -> bool:
         return len(self.search.objective) > 1
 

@@ -16,7 +16,7 @@ from search.study.planned import PlannedStudy
 from search.study.search_study import SearchStudy
 from search.study.trials import TrialRecord
 
-__all__ = ["EnsembleStudy", "pool_of", "shares_told"]
+__all__ = ["EnsembleStudy", "made_of", "pool_of", "shares_told"]
 
 
 def pool_of(search: SearchStudy) -> list[int]:
@@ -31,6 +31,11 @@ def pool_of(search: SearchStudy) -> list[int]:
 def shares_told(shares: Mapping[int, float]) -> str:
     """The members of an ensemble with their shares, for a person."""
     return ", ".join(f"{number} ({share:.0%})" for number, share in shares.items())
+
+
+def made_of(role: str, trial: int, shares: Mapping[int, float]) -> str:
+    """What was made of a winner, an `ensemble` or a `refit`, for a person."""
+    return f"{role} of trials {shares_told(shares)}" if shares else f"{role} of trial {trial}"
 
 
 class EnsembleStudy(PlannedStudy):

@@ -33,10 +33,10 @@ _BEST = 5
 def search_note(spec: SearchSpec) -> str:
     """The description of a search's run, in Markdown, before anything is known of its trials."""
     metric, direction = next(iter(spec.search.objective.items()))
-    sampled = [name for name, domain in spec.space.items() if domain.sampled]
+    sampled = ", ".join(f"`{name}`" for name in spec.sampled)
     return (
         f"**{spec.name}** searches {spec.search.trials} trials of at most {spec.search.max_epochs} epochs on "
-        f"`{spec.data.source}` to {direction} `{metric}`, over {', '.join(f'`{name}`' for name in sampled)}."
+        f"`{spec.data.source}` to {direction} `{metric}`, over {sampled}."
     )
 
 
@@ -92,7 +92,7 @@ def _best(study: SearchStudy, best: Sequence[TrialRecord], metric: str) -> str:
 def _searched(study: SearchStudy) -> str:
     """What was searched, on what, and how the trials ended."""
     spec, progress, known = study.spec, study.progress(), study.premises or {}
-    sampled = ", ".join(f"`{name}`" for name, domain in spec.space.items() if domain.sampled)
+    sampled = ", ".join(f"`{name}`" for name in spec.sampled)
     images = known.get("images", {})
     counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
     data = f" ({counts} images in {len(known['classes'])} classes)" if counts else ""
@@ -115,8 +115,7 @@ def _table(study: SearchStudy, ranked: Sequence[TrialRecord], metric: str) -> st
     best = ranked[:_BEST]
     if not best:
         return ""
-    names = [name for name, domain in study.spec.space.items() if domain.sampled]
-    used = [name for name in names if any(name in record.params for record in best)][:6]
+    used = [name for name in study.spec.sampled if any(name in record.params for record in best)][:6]
     lines = [("trial", metric, "epochs", *used), ("---",) * (3 + len(used))]
     lines += [tuple(_cells(record, used)) for record in best]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -183,7 +182,7 @@ def shared_view(spec: SearchSpec, search_id: str) -> tuple[str, str]:
     The state stands left of the score: MLflow's own order puts tags behind everything else, out of sight.
     """
     metric, direction = next(iter(spec.search.objective.items()))
-    sampled = [name for name, domain in spec.space.items() if domain.sampled]
+    sampled = spec.sampled
     shown = list(dict.fromkeys([*(name for name in _COLUMNS if name in spec.space), *sampled]))[:6]
     columns = [
         f"tags.`{STATE_TAG}`",

@@ -30,7 +30,6 @@ from tests.search import toys
 from tests.search.run.test_tuning import children, run, start
 from tests.search.specs import small
 
-FULL = os.environ.get("FAULTS") == "full"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray"), pytest.mark.timeout(1800)]
 
 
