@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray._private import ray_constants
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+from ray.air._internal import usage
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from search.run.failures import Failure, FailureKind
@@ -45,6 +46,7 @@ __all__ = [
     "output_of_job",
     "own_session",
     "prepare",
+    "without_usage_tags",
 ]
 
 WRITTEN_FOR = "2.60"
@@ -118,11 +120,24 @@ def autoscaled_nodes() -> list[tuple[dict[str, float], int]]:
     return [(dict(each.resources), each.max_count if each.max_count >= 0 else 2**20) for each in groups]
 
 
-# Tune's controller
+# Tune's run and its controller
+
+
+@contextmanager
+def without_usage_tags() -> Iterator[None]:
+    """Lets Tune start without counting the kinds of its callbacks, for which it imports MLflow: a second."""
+    before = usage.tag_callbacks
+    usage.tag_callbacks = lambda callbacks: False
+    try:
+        yield
+    finally:
+        usage.tag_callbacks = before
 
 
 def prepare(tune_controller: Any) -> None:
     """Mends how Tune starts the processes of trials, and keeps failures for `failure_of`; once a controller.
+
+    It also takes no more snapshots, which nobody reads and which grow with the number of trials.
 
     Args:
         tune_controller: what Tune gives to a scheduler.
@@ -146,6 +161,8 @@ def prepare(tune_controller: Any) -> None:
 
     controller._maybe_reuse_cached_actor = reuse_unless_started
     controller._process_trial_failure = process_kept_failure
+    controller.checkpoint(force=True, wait=True)  # one, since the end of `tune.run` looks for it
+    controller.checkpoint = lambda force=False, wait=False: None
     # Tune gives its actors an environment of their own: Ray then starts a process instead of taking one
     # that waits, and a cluster's users may read the keys that are in it.
     controller._class_cache = SimpleNamespace(get=functools.cache(ray.remote))

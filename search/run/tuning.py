@@ -20,7 +20,13 @@ from ray.tune.search import Searcher, SearchGenerator
 from ray.tune.stopper import Stopper
 
 from search.run.conductor import Conductor, NoTrial
-from search.run.ray_compat import end_idle_processes, failure_of, kill_process, prepare
+from search.run.ray_compat import (
+    end_idle_processes,
+    failure_of,
+    kill_process,
+    prepare,
+    without_usage_tags,
+)
 
 __all__ = ["Trainable", "run_trials"]
 
@@ -152,21 +158,22 @@ def run_trials(conductor: Conductor, *, trainable: Trainable | None = None) -> N
     for left in conductor.home.ray.glob("tune-*"):  # of a driver that was killed; one works here at a time
         shutil.rmtree(left, ignore_errors=True)
     name = f"tune-{int(time.time())}"
-    tune.run(
-        trainable,
-        name=name,
-        storage_path=str(conductor.home.ray),
-        search_alg=_Unsaved(_StudySearcher(conductor)),
-        scheduler=_StudyScheduler(conductor),
-        num_samples=2**31,
-        resources_per_trial={"cpu": spec.resources.cpu, "gpu": spec.resources.gpu},
-        reuse_actors=True,
-        max_failures=-1,  # the conductor counts them
-        stop=_StopWhen(conductor.should_end),
-        raise_on_failed_trial=False,
-        callbacks=[_Silent()],
-        verbose=0,
-        trial_dirname_creator=lambda trial: trial.trial_id,
-    )
+    with without_usage_tags():
+        tune.run(
+            trainable,
+            name=name,
+            storage_path=str(conductor.home.ray),
+            search_alg=_Unsaved(_StudySearcher(conductor)),
+            scheduler=_StudyScheduler(conductor),
+            num_samples=2**31,
+            resources_per_trial={"cpu": spec.resources.cpu, "gpu": spec.resources.gpu},
+            reuse_actors=True,
+            max_failures=-1,  # the conductor counts them
+            stop=_StopWhen(conductor.should_end),
+            raise_on_failed_trial=False,
+            callbacks=[_Silent()],
+            verbose=0,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        )
     conductor.stopped()
     shutil.rmtree(conductor.home.ray / name, ignore_errors=True)  # nobody reads it

@@ -50,6 +50,9 @@ class SearchStudy(StudyResults):
     def __init__(self, study: optuna.Study, spec: SearchSpec) -> None:
         super().__init__(study, spec)
         self._trials: dict[int, optuna.Trial] = {}
+        self._solved: set[int] = (
+            set()
+        )  # of these the trials whose head is solved for, and nothing else trained
         self._agenda = Agenda(spec, self.budget) if study.user_attrs.get(_AGENDA) else None
 
     @classmethod
@@ -207,6 +210,8 @@ class SearchStudy(StudyResults):
             "tune_trial_id": tune_trial_id,
         }
         self._trials[assignment.number].set_user_attr(STARTED, started)
+        if assignment.hparams.strategy == "probe" and assignment.hparams.head_is_solved:
+            self._solved.add(assignment.number)
 
     def draw_ahead(self) -> None:
         """Draws what `ask` will give next while there is time; until then it is nowhere but in memory.
@@ -252,17 +257,14 @@ class SearchStudy(StudyResults):
         trial = self._trials[number]
         # Optuna takes no reports with several objectives. And the value of a head that was solved for is its
         # last: among those that others have after their first epoch it would prune them.
-        if self.spec.multi_objective or self._is_solved(number):
-            trial.set_user_attr(EPOCHS, sorted(self.told(number) | {epoch}))
+        told = self.told(number)
+        if self.spec.multi_objective or number in self._solved:
+            trial.set_user_attr(EPOCHS, sorted(told | {epoch}))
             return False
         (metric,) = self.spec.search.objective
-        if epoch not in self.told(number):
+        if epoch not in told:
             trial.report(metrics[metric], epoch)
         return trial.should_prune()
-
-    def _is_solved(self, number: int) -> bool:
-        begun = self.begun(number)
-        return begun is not None and begun.hparams.strategy == "probe" and begun.hparams.head_is_solved
 
     def end(
         self,

@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from search.errors import BadInput, TransferSearchError
@@ -154,6 +154,16 @@ class Patient:
         except _AWAY as error:
             return int(self._wait(error, create))
 
+    def number_of(self, trial_id: int) -> int:
+        """A trial's number; Optuna's own way reads the whole trial for it, some 5 ms."""
+        statement = text("SELECT number FROM trials WHERE trial_id = :trial_id")
+
+        def read() -> int:
+            with self._database.engine.connect() as connection:
+                return int(connection.execute(statement, {"trial_id": trial_id}).scalar_one())
+
+        return int(self._persist(read))
+
     def _persist(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
@@ -277,7 +287,7 @@ class DriverStorage(InMemoryStorage):
         if study_id is not None:
             trial = self.get_trial(trial_id)
             there = self._patient.create_once(self._studies_there[study_id], trial)
-            if self._database.get_trial_number_from_id(there) != trial.number:
+            if self._patient.number_of(there) != trial.number:
                 raise TransferSearchError(
                     f"another process has written trial {trial.number} of the search "
                     f"{self.get_study_name_from_id(study_id)!r}; a study is for one driver at a time"

@@ -85,19 +85,22 @@ class Frames:
 
         A GPU may round a grey level differently, so that what is measured is read with `[...]`.
         """
-        if device.type == "cpu" or not self._is_native:
-            return placed(self[indices], device)
-        return self._framed(placed(self._taken(indices), device))
+        if device.type == "cpu":
+            return self[indices]
+        return self._framed(placed(self._taken(indices, is_pinned=device.type == "cuda"), device))
 
-    def _taken(self, indices: Tensor) -> Tensor:
-        """The rows at `indices` as they are kept."""
+    def _taken(self, indices: Tensor, is_pinned: bool = False) -> Tensor:
+        """The rows at `indices` as they are kept, in memory that a GPU reads by itself if asked for."""
         wanted = indices.detach().cpu().numpy()
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(
                 f"indices from {wanted.min()} to {wanted.max()} were asked for, but there are "
                 f"{len(self)} frames"
             )
-        return torch.from_numpy(np.take(self._rows, self._places[wanted], axis=0))
+        taken = torch.empty((len(wanted), *self._rows.shape[1:]), dtype=torch.uint8, pin_memory=is_pinned)
+        # In mode `raise` numpy would fill a buffer and copy that.
+        np.take(self._rows, self._places[wanted], axis=0, out=taken.numpy(), mode="clip")
+        return taken
 
     def _framed(self, rows: Tensor) -> Tensor:
         """Rows as they are kept as frames."""

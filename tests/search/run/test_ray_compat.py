@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +245,20 @@ def test_2_60_the_token_of_a_local_ray_is_its_users_alone(
     assert token.read_text() == known
     assert [each.name for each in token.parent.iterdir()] == ["auth_token"]
     assert str(setup._get_default_token_path()) == str(token)
+
+
+def test_2_60_a_run_starts_without_importing_mlflow() -> None:
+    """Tune imports MLflow only to count the kinds of its callbacks."""
+    code = """
+import sys
+from ray.tune import Callback
+from ray.air._internal import usage
+from ray.tune.tune import air_usage
+from search.run.ray_compat import without_usage_tags
+with without_usage_tags():
+    assert air_usage.tag_callbacks([Callback()]) is False
+assert "mlflow" not in sys.modules
+assert usage.tag_callbacks is air_usage.tag_callbacks
+assert usage.tag_callbacks([]) is False
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
