@@ -9,9 +9,10 @@ ValueError
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["BackboneError", "DataError", "UnknownName", "did_you_mean"]
+__all__ = ["BackboneError", "DataError", "UnknownName", "did_you_mean", "enumeration", "printable"]
 
 _SHOWN = 10
 
@@ -56,6 +57,18 @@ def did_you_mean(given: str, known: Iterable[str], most: int = 1) -> str:
     plain = {_plain(name): name for name in known}
     close = difflib.get_close_matches(_plain(given), plain, n=most)
     return f"; did you mean {', '.join(plain[each] for each in close)}?" if close else ""
+
+
+def enumeration(names: Sequence[str]) -> str:
+    """The first names and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
+
+
+def printable(text: str) -> str:
+    """The text in one line, with whatever cannot be written as UTF-8 replaced."""
+    one_line = re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], text)
+    return one_line.encode("utf-8", "replace").decode()
 
 
 def _plain(name: str) -> str:

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trainables.errors import DataError, did_you_mean
+from trainables.errors import DataError, did_you_mean, printable
 from trainables.files.remote import is_uri
-from trainables.image import published, sources
+from trainables.image import published
 from trainables.image.data_config import ALLOWED_SOURCES, DataConfig
 from trainables.image.decode import UnreadableImage, decode, to_frame
 from trainables.image.fetched import fetched
@@ -264,7 +264,7 @@ def _scan_problems(config: DataConfig, scan: Scan) -> list[str]:
     count = len(scan.reasons)
     if count and (config.unreadable == "refuse" or count == len(scan.items)):
         shown = "".join(
-            f"\n    {sources.printable(scan.names[item])}: {reason}"
+            f"\n    {printable(scan.names[item])}: {reason}"
             for item, reason in list(scan.reasons.items())[:_SHOWN]
         )
         more = f"\n    and {count - _SHOWN} more" if count > _SHOWN else ""

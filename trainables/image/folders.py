@@ -8,21 +8,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from trainables.errors import DataError
+from trainables.errors import DataError, enumeration, printable
 from trainables.image.decode import EXTENSIONS
-from trainables.image.sources import (
-    Listing,
-    Source,
-    class_names,
-    enumeration,
-    identity,
-    likely_split,
-    named_split,
-    numbered_labels,
-    printable,
-    state,
-)
+from trainables.image.sources import Listing, Source, identity, state
 from trainables.image.tree import Image, Tree, Walk
+from trainables.training.labels import class_names, likely_split, named_split, numbered_labels
 from trainables.training.splits import SPLITS, UNSPLIT
 
 __all__ = ["folder"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainables.image.sources import printable
+from trainables.errors import printable
 from trainables.image.store import Scan
 from trainables.training.splits import SPLITS, UNSPLIT, Assignment
 

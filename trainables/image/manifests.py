@@ -11,20 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trainables.errors import DataError
-from trainables.image.sources import (
-    Listing,
-    Source,
-    class_names,
-    enumeration,
-    identity,
-    likely_split,
-    named_split,
-    numbered_labels,
-    state,
-)
+from trainables.errors import DataError, enumeration
+from trainables.image.sources import Listing, Source, identity, state
 from trainables.image.tables import Table, read_table
 from trainables.image.tree import Tree
+from trainables.training.labels import class_names, likely_split, named_split, numbered_labels
 from trainables.training.splits import SPLITS, UNSPLIT
 
 __all__ = ["image_folder", "listed", "manifest", "paths_in"]

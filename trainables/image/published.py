@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainables.errors import DataError, did_you_mean
+from trainables.errors import DataError, did_you_mean, enumeration
 from trainables.image.formats import read_idx, read_plain_pickle
-from trainables.image.sources import Listing, Source, enumeration, identity, state
+from trainables.image.sources import Listing, Source, identity, state
 from trainables.training.splits import SPLITS, UNSPLIT
 
 __all__ = ["FASHION_FOLDERS", "NAMES", "digits", "fashion_mnist", "torchvision_set"]

@@ -4,54 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import unicodedata
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from trainables.training.splits import alike
-
-__all__ = [
-    "Listing",
-    "Source",
-    "class_names",
-    "enumeration",
-    "identity",
-    "likely_split",
-    "named_split",
-    "numbered_labels",
-    "printable",
-    "state",
-]
-
-_ALIASES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-_LIKELY = {
-    "dev": "validation",
-    "development": "validation",
-    "eval": "validation",
-    "evaluation": "validation",
-    "held_out": "test",
-    "heldout": "test",
-    "hold_out": "test",
-    "holdout": "test",
-    "learn": "train",
-    "learning": "train",
-    "fit": "train",
-}
-_SHOWN = 10
+__all__ = ["Listing", "Source", "identity", "state"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,54 +65,3 @@ def state(path: str | Path | os.DirEntry[str]) -> str:
     except OSError:
         return "missing"
     return f"{found.st_size} {found.st_mtime_ns} {found.st_mode}"
-
-
-def enumeration(names: Sequence[str]) -> str:
-    """The first names and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
-
-
-def printable(text: str) -> str:
-    """The text in one line, with whatever cannot be written as UTF-8 replaced."""
-    one_line = re.sub(r"[\x00-\x1f\x7f]", lambda match: repr(match[0])[1:-1], text)
-    return one_line.encode("utf-8", "replace").decode()
-
-
-def named_split(name: str) -> str | None:
-    """The split that a folder or a cell of a manifest means, if it means one."""
-    return _ALIASES.get(name.strip().lower())
-
-
-def likely_split(name: str) -> str | None:
-    """The split that a name means to some people, but does not say for sure."""
-    return _LIKELY.get(name.strip().lower().replace("-", "_").replace(" ", "_"))
-
-
-def class_names(names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str], list[str]]:
-    """The classes that labels name, each label's class, and what a person should know of them.
-
-    A name that is written in two ways in Unicode, as macOS and Linux do, is one class.
-    """
-    given = sorted(set(names))
-    of = {name: unicodedata.normalize("NFC", name) for name in given}
-    classes = tuple(sorted(set(of.values())))
-    notes = []
-    if len(classes) < len(given):
-        merged = sorted({name for name in classes if list(of.values()).count(name) > 1})
-        notes.append(f"names that are written in two ways in Unicode are one class: {enumeration(merged)}")
-    looks = defaultdict(list)
-    for name in classes:
-        looks[alike(name)].append(name)
-    twins = [" and ".join(map(repr, several)) for several in looks.values() if len(several) > 1]
-    if twins:
-        notes.append(
-            f"WARNING: classes whose names look alike: {enumeration(twins)}; is each pair one class?"
-        )
-    return classes, of, notes
-
-
-def numbered_labels(of: Mapping[str, str], names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """int64 [N]: the number of each name's class, as `class_names` gives them."""
-    number = {name: label for label, name in enumerate(sorted(set(of.values())))}
-    return np.array([number[of[name]] for name in names], dtype=np.int64)

@@ -49,6 +49,7 @@ def assign(
     classes: Sequence[str],
     shares: Mapping[str, float],
     seed: int,
+    item: str = "image",
 ) -> Assignment:
     """The split of every item.
 
@@ -62,6 +63,7 @@ def assign(
         labels, groups, given: [N] class, group of identical pixels, and code of the given split.
         ids: [N] a number that the pixels determine.
         shares: of `validation` and `test`, each 0 <= share < 1.
+        item: what one is called in a message.
     """
     codes = given.copy()
     dropped = _straddling(codes, groups)
@@ -73,9 +75,9 @@ def assign(
         if shares[SPLITS[code]] > 0 and not (given == code).any()
     ]
     problems: list[str] = []
+    whereabouts = _Whereabouts(labels, groups, given, dropped, classes, item)
     pool = np.flatnonzero(is_pool)
     if wanted and len(pool):
-        whereabouts = _Whereabouts(labels, groups, given, dropped, classes)
         codes[pool], problems = _carved(
             labels[pool], groups[pool], _order(ids[pool], seed, "splits"), whereabouts, wanted
         )
@@ -87,7 +89,7 @@ def assign(
             for code, split in enumerate(SPLITS)
             if split == "train" or shares[split] > 0 or (given == code).any()
         ]
-        problems = _absences(codes, _Whereabouts(labels, groups, given, dropped, classes), in_use)
+        problems = _absences(codes, whereabouts, in_use)
     return Assignment(codes=codes, dropped=tuple(dropped), problems=tuple(problems))
 
 
@@ -199,22 +201,23 @@ def _carved(
 def _too_small(small: Mapping[int, int], whereabouts: _Whereabouts, drawn: Sequence[str]) -> Iterator[str]:
     """The classes that have fewer different images than there are splits to fill; ten and a count."""
     needed, names = len(drawn) + 1, " and ".join([", ".join(["train", *drawn[:-1]]), drawn[-1]])
-    fix = "add images, or take the class out"
+    fix = f"add {whereabouts.items}, or take the class out"
     if len(drawn) > 1 and any(count == needed - 1 for count in small.values()):
         fix += f", or do without a test split (--set data.splits.test=0), where {needed - 1} suffice"
     if len(small) > _SHOWN:
         shown = [f"{whereabouts.classes[label]!r} ({count})" for label, count in list(small.items())[:_SHOWN]]
         yield (
-            f"{len(small):,} of {len(whereabouts.classes):,} classes have too few different images, where "
-            f"each needs at least {needed}, one for each of {names}: {', '.join(shown)} and "
-            f"{len(small) - _SHOWN:,} more; {fix.replace('the class', 'these classes')}"
+            f"{len(small):,} of {len(whereabouts.classes):,} classes have too few different "
+            f"{whereabouts.items}, where each needs at least {needed}, one for each of {names}: "
+            f"{', '.join(shown)} and {len(small) - _SHOWN:,} more; "
+            f"{fix.replace('the class', 'these classes')}"
         )
         return
     for label, count in small.items():
         yield (
             f"class {whereabouts.classes[label]!r} has {count} different "
-            f"image{'s' * (count != 1)}{whereabouts.elsewhere(label)}, but needs at least {needed}, one for "
-            f"each of {names}; {fix}{whereabouts.twin(label)}"
+            f"{whereabouts.item}{'s' * (count != 1)}{whereabouts.elsewhere(label)}, but needs at least "
+            f"{needed}, one for each of {names}; {fix}{whereabouts.twin(label)}"
         )
 
 
@@ -247,9 +250,10 @@ def _absences(codes: Ints, whereabouts: _Whereabouts, in_use: Sequence[str]) -> 
             more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
             twins = "".join(whereabouts.twin(label) for label in missing[:1])
             problems.append(
-                f"the {split} split has no image of {'class' if len(missing) == 1 else 'classes'} "
-                f"{names}{more}{whereabouts.dropped_from(split, missing)}, but every class must "
-                f"be in every split; add images of it, or take the class out of all splits{twins}"
+                f"the {split} split has no {whereabouts.item} of "
+                f"{'class' if len(missing) == 1 else 'classes'} {names}{more}"
+                f"{whereabouts.dropped_from(split, missing)}, but every class must be in every split; "
+                f"add {whereabouts.items} of it, or take the class out of all splits{twins}"
             )
     return problems
 
@@ -261,6 +265,7 @@ class _Whereabouts:
         labels, groups, given: [N] as `assign` takes them.
         dropped: pairs (item left out, identical item of another split that stays).
         classes: their names.
+        item: what one is called.
     """
 
     def __init__(
@@ -270,8 +275,10 @@ class _Whereabouts:
         given: Ints,
         dropped: Sequence[tuple[int, int]],
         classes: Sequence[str],
+        item: str,
     ) -> None:
         self.labels, self.classes = labels, classes
+        self.item, self.items = item, f"{item}s"
         self._groups, self._given, self._dropped = groups, given, dropped
 
     def dropped_from(self, split: str, missing: Sequence[int]) -> str:
@@ -285,8 +292,8 @@ class _Whereabouts:
         if not kept:
             return ""
         return (
-            f": {len(kept):,} images of {'it' if len(wanted) == 1 else 'them'} are identical to images of "
-            f"{' and '.join(sorted(set(kept)))}, where they are kept"
+            f": {len(kept):,} {self.items} of {'it' if len(wanted) == 1 else 'them'} are identical to "
+            f"{self.items} of {' and '.join(sorted(set(kept)))}, where they are kept"
         )
 
     def elsewhere(self, label: int) -> str:
@@ -298,7 +305,7 @@ class _Whereabouts:
         sharing = np.isin(self._groups, self._groups[own]) & ~own
         others = [self.classes[other] for other in np.unique(self.labels[sharing]).tolist()]
         if others:
-            text += f" (some are identical to images of {', '.join(map(repr, others[:_SHOWN]))})"
+            text += f" (some are identical to {self.items} of {', '.join(map(repr, others[:_SHOWN]))})"
         return text
 
     def twin(self, label: int) -> str:

@@ -3,7 +3,9 @@
 The last features of a network that was trained for other classes have thrown away what those classes did not
 need. What its stages computed on the way is still there: Evci et al., "Head2Toe: Utilizing Intermediate
 Representations for Better Transfer Learning", ICML 2022. Each stage is pooled to one vector: a map to the
-mean over its pixels, tokens to the class token, where there is one, and the mean of the others.
+mean over its pixels, tokens to the class token, where there is one, and the mean of the others. A trunk
+with a method `pooled`, of an output and the trunk's own inputs, pools its stages itself: one of texts leaves
+out the padding.
 """
 
 from __future__ import annotations
@@ -53,13 +55,13 @@ def features_read(trunk: nn.Module, asked: Sequence[Sequence[str]], images: Tens
         asked: by head, the modules whose pooled outputs it reads; none: the trunk's features.
         images: what the trunk takes.
     """
-    tokens = _prefix_tokens(trunk)
+    pool = _pooling(trunk, images)
     pooled: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         # At once: what comes next may write its result over the output.
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            pooled[name] = _pooled(output, tokens)
+            pooled[name] = pool(output)
 
         return hook
 
@@ -194,6 +196,14 @@ def _is_map(output: Tensor) -> bool:
 def _prefix_tokens(trunk: nn.Module) -> int:
     """How many tokens come before those of the patches, the class token first."""
     return int(getattr(trunk, "num_prefix_tokens", 1 if hasattr(trunk, "class_token") else 0))
+
+
+def _pooling(trunk: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+    """What makes a vector an input of the output of a stage."""
+    own = getattr(trunk, "pooled", None)
+    if own is not None:
+        return functools.partial(own, inputs=inputs)
+    return functools.partial(_pooled, prefix=_prefix_tokens(trunk))
 
 
 def _pooled(output: Tensor, prefix: int) -> Tensor:
