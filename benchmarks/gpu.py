@@ -1,6 +1,6 @@
 """What a GPU is worth here: JSON lines by one command that needs `trainables`, and no Ray, Optuna or MLflow.
 
-    python benchmarks/gpu.py [--parts fine_tuning extraction ...] [--device cuda] [--tiny]
+    PYTHONPATH=. python benchmarks/gpu.py [--parts fine_tuning extraction ...] [--device cuda] [--tiny]
 
     fine_tuning   images/s of a whole fine-tune (frames from disk, TrivialAugment, bf16) over a plain loop of
                   the same step on synthetic tensors that are on the card; goal 0.9
@@ -13,7 +13,7 @@
 Networks have no weights and images are drawn, so that nothing is downloaded. Ours and its peer take
 turns, and a ratio is the median of its rounds. A part that fails says so in its line, and the others go
 on; the exit code is then 1. Under 8 minutes on one card; `--tiny` takes seconds on a CPU, where the
-figures mean nothing.
+figures mean nothing. Without PYTHONPATH the package must be installed.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/probe_trials.py [--trials 200] [--rounds 1] [--tracking on off] [--set KEY=VALUE ...]
 
 The search of `comparison.py` with Optuna and MLflow on SQLite and a logged model a trial, on a cache that
-holds every view. Timed from the first result to MLflow's last acknowledgement, so without the start of Ray
-and of its workers. With `--tracking on off` the same search is run in turn with MLflow told everything and
-nothing; with `--set` it is another one, e.g. of fine-tuning trials:
+holds every view, and no refit. Timed from the first result to MLflow's last acknowledgement, so without the
+start of Ray and of its workers. With `--tracking on off` the same search is run in turn with MLflow told
+everything and nothing; with `--set` it is another one, e.g. of fine-tuning trials:
 
     --trials 4 --rounds 3 --tracking on off --set space.strategy=partial search.pruner=none
     search.sampler=random search.max_epochs=3 data.limit.train=500 data.image_size=64
@@ -112,7 +112,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, local_ray(preloaded=True):
         folder = Path(name)
         text = SPEC.format(trials=asked.trials, epochs=8, size=96, seed=0, workers=WORKERS)
-        same = [f"tracking.uri=sqlite:///{folder}/mlflow.db", f"cache.dir={folder}/cache"]
+        same = [
+            f"tracking.uri=sqlite:///{folder}/mlflow.db",
+            f"cache.dir={folder}/cache",
+            "search.refit=false",
+        ]
         fill = read_spec(text, [*same, *asked.set, *EVERY_VIEW, "space.strategy=probe"], name="fill")
         plan(fill, Home(folder / "fill"))
         searched(fill, folder, clock, told=False)

@@ -173,6 +173,10 @@ def resume(
             help="How long to go on from now, such as 1h; if not given, what is left of the spec's time.",
         ),
     ] = None,
+    device_hours: Annotated[
+        float | None,
+        typer.Option(min=0, help="The same in hours that trials hold GPUs, or CPUs where they take no GPU."),
+    ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Run failed trials again, as new ones.")] = False,
     override: Annotated[
         list[str] | None,
@@ -195,6 +199,7 @@ def resume(
                 console,
                 trials=trials,
                 seconds=seconds,
+                device_hours=device_hours,
                 retry_failed=retry_failed,
                 overrides=override or (),
             )

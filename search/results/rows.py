@@ -206,7 +206,7 @@ def told(error: Exception) -> str:
 
 def _finalist_runs(search: Search) -> FinalistRuns | None:
     wanted, chosen = search.spec.search.finalists, candidates(search.study)
-    is_over = not search.study.progress().left
+    is_over = search.study.is_over
     if wanted is None or (not chosen and is_over):
         return None
     latest = search.finalists.latest() if search.finalists else {}

@@ -253,6 +253,11 @@ class Conductor:
         return [numbers[number] for number in new]
 
     @property
+    def running(self) -> int:
+        """How many trials are handed out and have not ended."""
+        return len(self._numbers)
+
+    @property
     def common_cause(self) -> str | None:
         """Why no trial can run, where the first ones have all failed alike."""
         return None if self._alike is None else self._alike.cause

@@ -86,6 +86,7 @@ def resume(
     *,
     trials: int | None = None,
     seconds: float | None = None,
+    device_hours: float | None = None,
     retry_failed: bool = False,
     overrides: Sequence[str] = (),
 ) -> tuple[Search, Outcome]:
@@ -96,6 +97,7 @@ def resume(
         console: where to show it.
         trials: a new budget of trials; None: the one it has.
         seconds: more time from now; None: what is left of the spec's.
+        device_hours: the same of device-hours.
         retry_failed: whether failed trials are run again, as new trials beyond the budget.
         overrides: where the data or MLflow is now, and what trials take, as `MOVABLE` says; kept if the
             search goes on.
@@ -113,6 +115,7 @@ def resume(
             console,
             trials=trials,
             seconds=seconds,
+            device_hours=device_hours,
             retry_failed=retry_failed,
             is_moved=bool(overrides),
         )
@@ -142,6 +145,7 @@ def _resumed(
     *,
     trials: int | None,
     seconds: float | None,
+    device_hours: float | None,
     retry_failed: bool,
     is_moved: bool,
 ) -> tuple[Search, Outcome]:
@@ -175,7 +179,9 @@ def _resumed(
                 for _, study in search.studies:
                     study.retry_failed()
 
-        return search, run_search(search, console, seconds=seconds, sender=sender, begin=extend)
+        return search, run_search(
+            search, console, seconds=seconds, device_hours=device_hours, sender=sender, begin=extend
+        )
 
 
 def abandon(home: Home) -> int:

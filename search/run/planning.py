@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -12,6 +13,7 @@ import torch
 
 from search.errors import Problem, SpecError
 from search.home import Home, is_inside
+from search.run.room import free_bytes, sized
 from search.spec.domains import Choice, Domain, Fixed, Range
 from search.spec.search_spec import SearchSpec
 from search.spec.sections import SAMPLERS
@@ -33,6 +35,9 @@ from trainables.training.settings import Monitor, Settings
 __all__ = ["Plan", "cache_root", "described", "load_data", "plan", "samples", "trial_config", "values_of"]
 
 Progress = Callable[[str, int, int], None]
+
+_BYTES = 4
+"""Of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,9 @@ class Plan:
             label = name if weights == "pretrained" else f"{name} ({weights})"
             yield f"  {label}, {strategy}: {trained:,} of {every:,}"
         time_limit = f", at most {spec.search.time:g} s" if spec.search.time else ""
+        if spec.search.device_hours:
+            device = "GPU" if spec.resources.gpu else "CPU"
+            time_limit += f", at most {spec.search.device_hours:g} {device}-hours"
         yield (
             f"{spec.search.trials} trials of up to {spec.search.max_epochs} epochs{time_limit}; "
             f"sampler {spec.search.sampler}, pruner {spec.search.pruner}, "
@@ -83,11 +91,28 @@ class Plan:
             yield f"ensemble: {best}, if that is better than the winner alone"
         if spec.search.refit and not spec.multi_objective:
             yield "refit: in the end the winner's configuration once more, on training and validation images"
+        yield self._disk()
         yield f"home: {self.home.root}"
         if spec.checkpoints:
             yield f"checkpoints: {spec.checkpoints}"
         yield f"MLflow: {spec.tracking.uri}, experiment {spec.tracking.experiment}"
         yield f"cache: {cache_root(spec)}" + ("" if spec.cache.enabled else " (data only)")
+
+    def _disk(self) -> str:
+        """What models and states take at most: a model keeps what was trained, a state thrice as much."""
+        search, resources = self.spec.search, self.spec.resources
+        wanted = search.finalists
+        runs = search.trials + (min(wanted.top, search.trials) * wanted.seeds if wanted else 0)
+        at_once = resources.concurrency or max(1, int((os.cpu_count() or 1) // max(resources.cpu, 1)))
+        each = _BYTES * max((trained for trained, _ in self.trainable.values()), default=0)
+        most, free = each * (2 * runs + 3 * at_once), free_bytes(self.home.root)
+        told = (
+            f"disk: {sized(most)} at most for the models of {runs} runs, in the home and in MLflow, and for "
+            f"the states of running trials; {sized(free)} are free"
+        )
+        if most < free:
+            return told
+        return f"{told}: a search waits where its disk is full; give fewer trials, or a --home elsewhere"
 
     def _finalists(self) -> str:
         search = self.spec.search

@@ -8,11 +8,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Room"]
+__all__ = ["Room", "free_bytes", "sized"]
 
 _LEAST_BYTES = 64 * 2**20
 _PAUSE_SECONDS = 2.0
 _QUIET_SECONDS = 600.0
+
+
+def free_bytes(place: Path) -> int:
+    """What the disk of a folder has free; of one that is not there yet, the disk that it would be on."""
+    there = next(each for each in (place, *place.parents) if each.exists())
+    return shutil.disk_usage(there).free
+
+
+def sized(count: float) -> str:
+    """A number of bytes for a person."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,4 @@ class Room:
         return True
 
     def _full(self) -> Path | None:
-        return next((place for place in self.places if _free(place) < self.least), None)
-
-
-def _free(place: Path) -> int:
-    there = next(each for each in (place, *place.parents) if each.exists())
-    return shutil.disk_usage(there).free
+        return next((place for place in self.places if free_bytes(place) < self.least), None)

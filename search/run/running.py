@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
@@ -16,9 +15,10 @@ from rich.console import Console
 from search.errors import AllFailedAlike
 from search.home import Home, is_inside
 from search.run.board import Board
+from search.run.budget import Budget
 from search.run.capacity import Capacity
 from search.run.conductor import Conductor
-from search.run.driver import Stopwatch, driver_log
+from search.run.driver import driver_log
 from search.run.ensembling import make_ensemble
 from search.run.failures import Alike
 from search.run.ray_session import cluster_ray, local_ray
@@ -73,19 +73,22 @@ def run_search(
     console: Console,
     *,
     seconds: float | None = None,
+    device_hours: float | None = None,
     trainable: Trainable | None = None,
     sender: Sender | None = None,
     begin: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Runs a search's trials until its budget is met, its time is over, or somebody stops it.
 
-    A search whose budget is met goes on to its finalists, if it has any; and one that has a winner, since its
-    budget is met or its time is over, to the winner's refit. Its time does not bound them.
+    A search whose budget is met, or whose time is over, goes on to its finalists, if it has any, and to the
+    winner's refit. As much of its time as the finalists are expected to take is kept for them; they end, also
+    where they take more.
 
     Args:
         search: whose driver this process is.
         console: where to show it.
         seconds: how long from now; None: what is left of the spec's time.
+        device_hours: the same of the spec's device-hours.
         trainable: None: `ImageTransfer`.
         sender: one that is ready for the search; None: starts one.
         begin: what to do first of all that lasts, once nothing can refuse the search any more.
@@ -107,10 +110,13 @@ def run_search(
         run = partial(_run_trials, console=console, stopped=stopped, trainable=trainable)
         if seconds is None and spec.search.time is not None:
             seconds = max(0.0, spec.search.time - study.seconds_spent)
+        if device_hours is None and spec.search.device_hours is not None:
+            device_hours = max(0.0, spec.search.device_hours - study.device_seconds / 3600)
         left = study.progress().left + study.progress().running
         tell(console, f"{spec.name}: {left} trials to go, of up to {spec.search.max_epochs} epochs")
         try:
-            outcome = run(study, home, trackers[0], trial_config(spec, rule=study.rule), seconds=seconds)
+            config = trial_config(spec, rule=study.rule)
+            outcome = run(study, home, trackers[0], config, seconds=seconds, hours=device_hours)
         except AllFailedAlike:
             _finish(search, trackers, Outcome.STOPPED, console)
             raise
@@ -123,10 +129,11 @@ def run_search(
             trackers[-1].learn_runs()
             return ended
 
-        if outcome is Outcome.FINISHED and candidates(study):
+        if outcome is not Outcome.STOPPED and candidates(study):
             finalists = search.begin_finalists()
             told = finalists.cost(study, Capacity(spec).at_once)
-            outcome = run_part(finalists, home.finalists, told, rule=study.rule)
+            if run_part(finalists, home.finalists, told, rule=study.rule) is Outcome.STOPPED:
+                outcome = Outcome.STOPPED
         if outcome is not Outcome.STOPPED and search.lacks_ensemble:
             made = make_ensemble(search, trial_config(spec, rule=study.rule), trackers[0], console)
             if made is not None:
@@ -152,8 +159,9 @@ def _run_trials(
     stopped: threading.Event,
     trainable: Trainable | None,
     seconds: float | None = None,
+    hours: float | None = None,
 ) -> Outcome:
-    """Runs one study's trials until its budget is met, `seconds` are over, or somebody stops it."""
+    """Runs one study's trials until their number is met, their time is over, or somebody stops it."""
     from search.run.planning import cache_root
 
     say = partial(console.print, style="yellow", markup=False, soft_wrap=True)
@@ -162,11 +170,12 @@ def _run_trials(
     spec = study.spec
 
     def tell_overview() -> None:
-        if study.role == "trial":  # else the search is over, and its run says so
+        if is_own:  # else the search is over, and its run says so
             tracker.summarize(overview(study))
 
-    spent = Stopwatch(study, tell_overview)
-    until = None if seconds is None else time.monotonic() + seconds
+    capacity = Capacity(spec)
+    is_own = study.role == "trial"
+    budget = Budget(study, seconds, hours, at_once=capacity.at_once if is_own else 0, also=tell_overview)
     board = Board(
         spec,
         console,
@@ -175,20 +184,17 @@ def _run_trials(
         role=study.role,
         label=study.label,
         doing=home.doing,
-        until=until,
+        until=budget.until,
     )
 
-    def is_late() -> bool:
-        return until is not None and time.monotonic() >= until
-
     def should_stop() -> bool:
-        return spent.goes_on() and (stopped.is_set() or is_late())
+        return not budget.goes_on(conductor.running) or stopped.is_set()
 
     conductor = Conductor(
         study,
         home,
         config,
-        capacity=Capacity(spec),
+        capacity=capacity,
         observers=(tracker, board),
         run_of=tracker.run_of,
         should_stop=should_stop,
@@ -196,7 +202,7 @@ def _run_trials(
     )
     with board.live():
         run_trials(conductor, trainable=trainable)
-    spent.write()
+    budget.write()
     if conductor.common_cause is not None:
         raise AllFailedAlike(
             f"the first {Alike.TRIALS} {study.role}s failed before an epoch, of one cause, and the search "
@@ -206,7 +212,10 @@ def _run_trials(
     progress = study.progress()
     if not progress.left and not progress.running:
         return Outcome.FINISHED
-    return Outcome.TIME_OVER if is_late() and not stopped.is_set() else Outcome.STOPPED
+    if stopped.is_set() or not budget.is_over:
+        return Outcome.STOPPED
+    study.closed_at = progress.counted
+    return Outcome.TIME_OVER
 
 
 def _finish(search: Search, trackers: Sequence[Tracker], outcome: Outcome, console: Console) -> None:

@@ -143,15 +143,17 @@ class Search(Section):
     """How the space is searched.
 
     `start_from` is the name, or the path of the home, of an earlier search, whose best configurations are
-    tried first. With `refit` the winner's configuration is trained once more in the end, on training and
-    validation images together. With `ensemble: N` the probabilities of the best N trials are averaged, if
-    that is better than the winner alone.
+    tried first. `device_hours` bounds the hours that trials hold GPUs, or CPUs where they take no GPU. With
+    `refit` the winner's configuration is trained once more in the end, on training and validation images
+    together. With `ensemble: N` the probabilities of the best N trials are averaged, if that is better than
+    the winner alone.
     """
 
     objective: dict[Metric, Direction] = Field({"val_accuracy": "maximize"}, min_length=1)
     trials: int = Field(32, ge=1)
     time: Duration | None = None
     trial_time: Duration | None = None
+    device_hours: float | None = Field(None, gt=0)
     max_epochs: int = Field(8, ge=1, le=10_000)
     sampler: Annotated[str, AfterValidator(_known_sampler)] = "tpe"
     pruner: Literal["asha", "hyperband", "median", "wilcoxon", "none"] = "asha"

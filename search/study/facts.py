@@ -90,6 +90,25 @@ class StudyFacts:
         self._study.set_user_attr("seconds_spent", seconds)
 
     @property
+    def device_seconds(self) -> float:
+        """Seconds that trials have held a device: a GPU, or a CPU where they take no GPU."""
+        return float(self._study.user_attrs.get("device_seconds", 0.0))
+
+    @device_seconds.setter
+    def device_seconds(self, seconds: float) -> None:
+        self._study.set_user_attr("device_seconds", seconds)
+
+    @property
+    def closed_at(self) -> int | None:
+        """How many trials counted when the time of the search was over; None: it was not."""
+        count = self._study.user_attrs.get("closed_at")
+        return None if count is None else int(count)
+
+    @closed_at.setter
+    def closed_at(self, count: int) -> None:
+        self._study.set_user_attr("closed_at", count)
+
+    @property
     def premises(self) -> dict[str, Any] | None:
         """What the search was launched on; None where that was not written down."""
         known: dict[str, Any] | None = self._study.user_attrs.get("premises")

@@ -52,6 +52,7 @@ __all__ = [
     "candidates",
     "differ",
     "distinct",
+    "finalists_seconds",
     "interval_text",
     "mean_text",
     "standings",
@@ -83,6 +84,22 @@ def distinct(search: SearchStudy, count: int) -> dict[int, HParams]:
     return chosen
 
 
+def finalists_seconds(search: SearchStudy) -> float:
+    """What the finalists of a search are going to take, one after the other; 0 where that is unknown."""
+    wanted = search.spec.search.finalists
+    return len(candidates(search)) * wanted.seeds * _run_seconds(search) if wanted else 0.0
+
+
+def _run_seconds(search: SearchStudy) -> float:
+    """What one of their runs takes, judged by the trials that they repeat."""
+    best = {record.number: record.best or {} for record in search.records()}
+    seconds = [
+        hparams.epochs * best[number].get("epoch_seconds", 0.0)
+        for number, hparams in candidates(search).items()
+    ]
+    return statistics.fmean(seconds) if seconds else 0.0
+
+
 class FinalistStudy(PlannedStudy):
     """The finalists' runs; an entry has the trial that it repeats, and which of its repeats it is."""
 
@@ -112,13 +129,8 @@ class FinalistStudy(PlannedStudy):
 
     def cost(self, search: SearchStudy, workers: int) -> str:
         """What the runs that are left will take, judged by the trials that they repeat."""
-        best = {record.number: record.best or {} for record in search.records()}
-        chosen = candidates(search)
-        trial_seconds = [
-            hparams.epochs * best[number].get("epoch_seconds", 0.0) for number, hparams in chosen.items()
-        ]
-        left = self.progress().left
-        seconds = left * statistics.fmean(trial_seconds) / min(workers, max(1, left))
+        chosen, left = candidates(search), self.progress().left
+        seconds = left * _run_seconds(search) / min(workers, max(1, left))
         return (
             f"finalists: the best {len(chosen)} trials ({', '.join(map(str, chosen))}) again on fresh seeds; "
             f"{left} of {self.budget} runs to go, about {duration(seconds)}"
@@ -228,7 +240,7 @@ def standings(search: SearchStudy, study: FinalistStudy | None) -> list[Finalist
         study: that of its finalists; None where it has not come to them.
     """
     wanted, chosen = search.spec.search.finalists, candidates(search)
-    if study is None or wanted is None or not chosen or search.progress().left:
+    if study is None or wanted is None or not chosen or not search.is_over:
         return []
     latest = study.latest()
     pairs = [(number, repeat) for number in chosen for repeat in range(wanted.seeds)]

@@ -64,6 +64,12 @@ class StudyResults(StudyFacts):
             budget=self.budget,
         )
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no more trials are to run, as the budget is met or the time was over."""
+        progress = self.progress()
+        return not progress.left or self.closed_at == progress.counted
+
     def best(self) -> list[FrozenTrial]:
         """The best trial, or the Pareto front of several objectives; empty before one completes."""
         if self.spec.multi_objective:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
-from typing import Any, Self
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, Self, cast
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -37,6 +39,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _TELLING = (Ending.DIVERGED, Ending.ERRORED, Ending.OUT_OF_MEMORY)
 """The failures that say something of a trial's hyperparameters."""
+_OWN_DRAWS, _DRAWS = 5, 40
+"""How often a sampler, and with it a random one, draws at most until it is no head that is there."""
 _MOVES = "moves"
 _AGENDA = "agenda"
 
@@ -210,8 +214,8 @@ class SearchStudy(StudyResults):
             "tune_trial_id": tune_trial_id,
         }
         self._trials[assignment.number].set_user_attr(STARTED, started)
-        if assignment.hparams.strategy == "probe" and assignment.hparams.head_is_solved:
-            self._solved.add(assignment.number)
+        if _only_solves(assignment.hparams):
+            self._heads[assignment.number] = assignment.hparams
 
     def draw_ahead(self) -> None:
         """Draws what `ask` will give next while there is time; until then it is nowhere but in memory.
@@ -231,9 +235,40 @@ class SearchStudy(StudyResults):
             step = self._agenda.next(self.trials(), self.ranked(), self.seconds_spent)
             if step is not None:
                 self._study.enqueue_trial(dict(step.params), _attributes(step))
-        trial = self._study.ask()
+        trial, hparams = self._another()
         self._trials[trial.number] = trial
-        return Assignment(trial.number, self._suggest(trial), 0)
+        return Assignment(trial.number, hparams, 0)
+
+    def _another(self) -> tuple[optuna.Trial, HParams]:
+        """What is enqueued, or else a draw; as far as possible none of a head that is there.
+
+        A sampler that draws nothing else, as one may that looks for the best, gives way to a random one.
+        """
+        is_given, sampler = self._has_waiting, self._study.sampler
+        try:
+            for draw in itertools.count(1):
+                trial = self._study.ask()
+                hparams = self._suggest(trial)
+                if is_given or draw == _DRAWS or not self._is_there(hparams):
+                    return trial, hparams
+                cast(DriverStorage, trial.storage).forget(trial._trial_id)
+                if draw == _OWN_DRAWS:
+                    seed = derived_seed(self.spec.search.seed, "another", trial.number) % 2**32
+                    self._study.sampler = optuna.samplers.RandomSampler(seed=seed)
+        finally:
+            self._study.sampler = sampler
+        raise AssertionError("the draws never end")
+
+    @cached_property
+    def _heads(self) -> dict[int, HParams]:
+        """The trials that only solve for a head."""
+        known = {trial.number: _hparams_of(self.spec, trial) for trial in self.trials()}
+        return {number: each for number, each in known.items() if each is not None and _only_solves(each)}
+
+    def _is_there(self, hparams: HParams) -> bool:
+        """Whether this is a head that was solved for: to do it again would give the same."""
+        same = (replace(head, seed=hparams.seed) == hparams for head in self._heads.values())
+        return _only_solves(hparams) and any(same)
 
     def _suggest(self, trial: optuna.Trial) -> HParams:
         seed = derived_seed(self.spec.search.seed, "trial", trial.number)
@@ -258,7 +293,7 @@ class SearchStudy(StudyResults):
         # Optuna takes no reports with several objectives. And the value of a head that was solved for is its
         # last: among those that others have after their first epoch it would prune them.
         told = self.told(number)
-        if self.spec.multi_objective or number in self._solved:
+        if self.spec.multi_objective or number in self._heads:
             trial.set_user_attr(EPOCHS, sorted(told | {epoch}))
             return False
         (metric,) = self.spec.search.objective
@@ -310,6 +345,10 @@ def _first_steps(spec: SearchSpec, start: Sequence[Mapping[str, Any]]) -> list[S
 
 def _attributes(step: Step) -> dict[str, Any]:
     return {PHASE: step.phase} if step.phase else {}
+
+
+def _only_solves(hparams: HParams) -> bool:
+    return hparams.strategy == "probe" and hparams.head_is_solved
 
 
 def _says_bad(trial: FrozenTrial) -> bool:

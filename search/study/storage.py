@@ -277,6 +277,13 @@ class DriverStorage(InMemoryStorage):
             self._there(trial_id)
         return trial_id
 
+    def forget(self, trial_id: int) -> None:
+        """Takes back the trial that was drawn last, which nobody knows of yet."""
+        study_id = self._unwritten.pop(trial_id)
+        last = self._studies[study_id].trials.pop()
+        assert last._trial_id == trial_id, f"trial {last.number} was drawn after it"
+        del self._trial_id_to_study_id_and_number[trial_id]
+
     def write(self, trial_id: int) -> None:
         """Writes a trial that has been drawn."""
         self._there(trial_id)

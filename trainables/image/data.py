@@ -6,9 +6,11 @@ DataError(ValueError)       data that cannot be used
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +50,13 @@ __all__ = [
 ]
 
 _SHOWN = 10
+_READERS = 4
+"""Threads that copy frames for a GPU."""
+
+
+@functools.cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_READERS, thread_name_prefix="frames")
 
 
 class Frames:
@@ -98,8 +107,16 @@ class Frames:
                 f"{len(self)} frames"
             )
         taken = torch.empty((len(wanted), *self._rows.shape[1:]), dtype=torch.uint8, pin_memory=is_pinned)
-        # In mode `raise` numpy would fill a buffer and copy that.
-        np.take(self._rows, self._places[wanted], axis=0, out=taken.numpy(), mode="clip")
+        places, out = self._places[wanted], taken.numpy()
+
+        def take(part: slice) -> None:  # in mode `raise` numpy would fill a buffer and copy that
+            np.take(self._rows, places[part], axis=0, out=out[part], mode="clip")
+
+        if is_pinned:  # a GPU takes more images a second than a core copies
+            bounds = np.linspace(0, len(places), _READERS + 1).astype(int)
+            list(_readers().map(take, map(slice, bounds[:-1], bounds[1:])))
+        else:
+            take(slice(None))
         return taken
 
     def _framed(self, rows: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ _CHUNK = 128  # examples of one cache entry: small enough for two workers to sha
 _GPU_CHUNKS = 16  # as many in one entry on a GPU, which would often wait between small ones
 _BATCH = {"cpu": 32, "cuda": 256}
 """Examples in a pass; on CPUs the maps of a larger batch fall out of the cache: 1.3 times slower."""
+_DRAWN = {"cpu": 32, "cuda": 1024}
+"""Examples augmented at a time: an augmentation's kernels are small, and on a GPU their starts count."""
 
 
 class Views(Protocol):
@@ -129,15 +131,15 @@ class FrozenFeatures:
         parts = []
         with torch.no_grad():
             for (inputs,) in ahead(self._drawn(chunk, number), self.device):
-                taken = self.model.normalised(inputs)
-                passes = fast_passes(trunk, tuple(taken.shape[1:])) if self._is_fast else trunk
-                parts.append(passes(taken).to(self.dtype))
+                passes = fast_passes(trunk, tuple(inputs.shape[1:])) if self._is_fast else trunk
+                for batch in inputs.split(_BATCH[self.device.type]):
+                    parts.append(passes(self.model.normalised(batch)).to(self.dtype))
         return torch.cat(parts).cpu()
 
     def _drawn(self, chunk: Tensor, number: int) -> Iterator[tuple[Tensor]]:
-        """The view's inputs, batch by batch."""
+        """The view's inputs, some at a time."""
         root = derived_seed("view", number)
-        for batch in chunk.split(_BATCH[self.device.type]):
+        for batch in chunk.split(_DRAWN[self.device.type]):
             seeds = placed(sample_seeds(root, batch), self.device)
             if self._is_fast:
                 examples = self.examples.on(self.device, batch)

@@ -159,6 +159,23 @@ def test_time_over_interrupts_and_a_second_driver_goes_on(folder: Path) -> None:
     assert examine(Search.open(home)) == []
 
 
+def test_finalists_run_when_the_time_is_over(folder: Path) -> None:
+    spec = small("search.trials=50", "search.pruner=none", "search.finalists={top: 1, seeds: 2}")
+    home = start(spec, {"all": "sleep"})
+    outcome, _ = run(home, seconds=6.0)
+    assert outcome is Outcome.TIME_OVER
+    search = Search.open(home)
+    assert search.study.progress().left > 40
+    (winner,) = search.standings
+    assert len(winner.validation.values) == 2
+    search.study.budget = 60
+    assert search.standings, "more to do changes nothing before a trial has counted"
+    outcome, _ = run(home, seconds=0.5)
+    assert outcome is Outcome.TIME_OVER
+    assert Search.open(home).standings
+    assert examine(Search.open(home)) == []
+
+
 def test_a_signal_stops_in_order(folder: Path) -> None:
     home = start(small("search.trials=50", "search.pruner=none"), {"all": "sleep"})
 

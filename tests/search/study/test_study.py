@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,24 @@ def test_a_trial_that_is_drawn_ahead_has_not_begun(folder: Path) -> None:
     assert (first.number, second.number) == (0, 1)
     assert opened().interrupted() == [0, 1]
     assert opened().continue_trial(1).hparams == second.hparams
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
+def test_a_solved_head_is_solved_once(folder: Path, sampler: str) -> None:
+    space = ("space={solver: [ridge, logistic, gradient], policy: [none, flip_crop], features: last}",)
+    study = opened(*space, "search.trials=20", f"search.sampler={sampler}")
+    seen: dict[tuple[Any, ...], int] = {}
+    for number in range(20):
+        if number == 10:  # by another driver, who reads what there is
+            study = opened(*space, "search.trials=20", f"search.sampler={sampler}")
+        assignment = study.ask()
+        assert assignment.number == number
+        if assignment.hparams.head_is_solved:
+            head = (assignment.hparams.active["solver"], assignment.hparams.active["policy"])
+            seen[head] = seen.get(head, 0) + 1
+        study.end(assignment.number, Ending.COMPLETED, {**BEST, "val_accuracy": 0.9})
+    assert seen == dict.fromkeys(itertools.product(("ridge", "logistic"), ("none", "flip_crop")), 1)
+    assert [trial.number for trial in study.trials()] == list(range(20))
 
 
 @pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])

@@ -67,3 +67,10 @@ def test_a_trunk_without_batchnorm_is_copied_as_it_is() -> None:
     images = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(folded(trunk, (3, 16, 16))(images), trunk(images))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpus_rounding_does_not_keep_a_trunk_from_folding() -> None:
+    trunk = shaken(backbones.build("resnet18", weights="none", image_size=64).module).cuda()
+    assert norms(folded(trunk, (3, 64, 64))) == 0
