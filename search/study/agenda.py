@@ -3,9 +3,9 @@
 A solved head costs a pass over the images and says which backbone, size, features and policy suit them; what
 it says holds for fine-tuning too, which costs some twenty times as much. So the first third of a search's
 trials, and of its time, goes at most to heads: first each backbone at each size on each kind of features,
-then each policy on the best of these. The best few are fine-tuned by recipe, each from its own head, and one
-is trained by each other recipe. The sampler has the rest. Heads end sooner where fine-tuning would no longer
-end in time, and have all of it where that is too short to fine-tune at all.
+then the other solver and each policy on the best of these. The best few are fine-tuned by recipe, each from
+its own head, and one is trained by each other recipe. The sampler has the rest. Heads end sooner where
+fine-tuning would no longer end in time, and have all of it where that is too short to fine-tune at all.
 
 All of it follows from the trials that were begun, so that a resumed search goes on with it.
 """
@@ -129,9 +129,13 @@ class Agenda:
         first = recipe_of(self._spec, "probe")
         for values in itertools.product(*(self._values(name, first) for name in self._seen)):
             yield from self._fitted({**first, **dict(zip(self._seen, values, strict=True))})
+        leader = {**first, **(best[0] if best else {})}
+        for solver in self._values("solver", first):
+            if solver != "gradient":
+                yield from self._fitted({**leader, "solver": solver})
         for policy in self._values("policy", first):
             if not self._has_rows(policy):
-                yield from self._fitted({**first, **(best[0] if best else {}), "policy": policy})
+                yield from self._fitted({**leader, "policy": policy})
 
     def _tuned(self, best: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """What is fine-tuned: the best head, what other recipes make of its configuration, further heads."""

@@ -92,6 +92,13 @@ def test_a_resumed_search_goes_on_with_its_agenda(folder: Path, after: int) -> N
     assert begun + run(SearchStudy.open(other, made), 10 - after) == whole
 
 
+def test_the_other_solver_is_tried_before_policies(folder: Path) -> None:
+    changes = ("space.image_size=32", "space.features=last", "space.solver=[gradient, logistic, ridge]")
+    found = run(SearchStudy.create(spec_of(*changes), home()), 4)
+    heads = [(each[1], each[4]) for phase, each in found if phase == "screen"]
+    assert heads == [("ridge", "none"), ("logistic", "none"), ("ridge", "flip_crop"), ("ridge", "classic")]
+
+
 def test_two_workers_screen_and_tune_what_is_known(folder: Path) -> None:
     study = SearchStudy.create(spec_of("space.image_size=32", "space.policy=none"), home())
     first, second = study.ask(), study.ask()
