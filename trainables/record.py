@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "APPLIED_FILE",
     "BEST",
+    "BY_THE_CLOCK",
     "EPOCHS",
     "EPOCHS_FILE",
     "METRICS",
@@ -28,6 +29,8 @@ METRICS = (
     "images_per_second",
 )
 """What an epoch reports."""
+BY_THE_CLOCK = ("epoch_seconds", "images_per_second")
+"""Those of them that no repetition has again."""
 BEST = "best"
 """Key of the kept epoch's metrics in a result, with what they are expected to be (`training.keeping`)."""
 EPOCHS = "epochs"

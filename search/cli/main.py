@@ -16,7 +16,7 @@ import typer
 
 from search import __version__
 from search.answers import answer
-from search.cli import catalogue, results, running, upkeep, watching
+from search.cli import catalogue, checking, results, running, upkeep, watching
 from search.cli.printing import console, errors
 from search.console import writable_in_any_terminal
 from search.errors import BadInput, TransferSearchError
@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for each in (running, watching, results, upkeep, catalogue):  # as help lists them
+for each in (running, watching, results, checking, upkeep, catalogue):  # as help lists them
     app.add_typer(each.commands)
 
 

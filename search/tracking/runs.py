@@ -35,7 +35,8 @@ from search.tracking.client import (
     refuse,
 )
 from search.tracking.notes import NOTE_TAG, ensemble_note, refit_note, search_note, shared_view, trial_note
-from trainables.record import MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
+from trainables.provenance import code_version
+from trainables.record import APPLIED_FILE, MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
 from trainables.training.keeping import value_of
 
 if TYPE_CHECKING:
@@ -132,7 +133,12 @@ class Runs:
                 run = self._client.create_run(
                     experiment,
                     run_name=self._spec.name,
-                    tags={SEARCH_TAG: self._search_id, STATE_TAG: "RUNNING", **_SOURCE},
+                    tags={
+                        SEARCH_TAG: self._search_id,
+                        STATE_TAG: "RUNNING",
+                        "code": code_version(),
+                        **_SOURCE,
+                    },
                 ).info.run_id
                 params = [Param(key, value) for key, value in _search_params(self._spec).items()]
                 self._client.log_batch(run, params=params)
@@ -251,6 +257,7 @@ class Runs:
         if ending is not Ending.INTERRUPTED:
             again = bool(event.get("replayed")) or number in self._told
             model = self._log_files(number, run, self._params.get(number, {}), again=again)
+            tags |= _provenance(self._home.trial(number))
         if best:
             tags["best_epoch"] = str(int(best["epoch"]))
             own = self._spec.search.objective if self._role != "refit" else ()
@@ -365,6 +372,18 @@ class Runs:
                 )
             ],
         )
+
+
+def _provenance(folder: Path) -> dict[str, str]:
+    """What a trial was made with and of, as tags; its seed is among the parameters."""
+    try:
+        applied = json.loads((folder / APPLIED_FILE).read_bytes())
+        with_what = dict(applied["made_with"])
+        code, data = with_what.pop("transfer-search"), with_what.pop("data")
+        libraries = ", ".join(f"{name} {version}" for name, version in with_what.items())
+        return {"code": code, "data": data, "weights": applied["weights_hash"], "made_with": libraries}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # it ended before it built anything, or an earlier version ran it
 
 
 def _search_params(spec: SearchSpec) -> dict[str, Any]:

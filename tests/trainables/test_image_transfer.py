@@ -13,6 +13,7 @@ import torch
 
 from tests.buckets import Bucket
 from trainables import image_transfer
+from trainables import trial as trial_module
 from trainables.files.remote import Remote
 from trainables.files.trial_folder import model_metric
 from trainables.image.data import DataConfig
@@ -258,7 +259,7 @@ def test_an_actor_keeps_a_bounded_number_of_everything(make: Make, trial: Callab
         models.append(weakref.ref(actor._training.model))
     gc.collect()
     assert sum(model() is not None for model in models) == 1
-    for cached in (image_transfer._data, image_transfer._backbone, image_transfer._cache):
+    for cached in (trial_module._data, trial_module._backbone, trial_module._cache):
         info = cached.cache_info()
         assert info.maxsize is not None
         assert info.currsize <= info.maxsize <= 4
@@ -273,7 +274,7 @@ def test_a_cache_that_vanishes_between_trials_is_made_again(
     actor = make(trial(0))
     expected = steps(actor)
     shutil.rmtree(data_cache / "objects", ignore_errors=True)
-    image_transfer._cache.cache_clear()
+    trial_module._cache.cache_clear()
     actor.reset(trial(1))
     assert steps(actor) == expected
     assert torch.get_num_threads() == 1

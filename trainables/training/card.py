@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ TRAIN = "train"
 """The split that a trial is trained on."""
 
 
-_USUAL: Mapping[str, Any] = {"trained_on": [TRAIN], "members": []}
+_USUAL: Mapping[str, Any] = {"trained_on": [TRAIN], "members": [], "made_with": {}}
 """What a card says where it does not say otherwise."""
 
 
@@ -43,6 +43,8 @@ class Card:
             validation images too, a `val_` score says only which model it is.
         trained_on: the splits that it was trained on.
         members: what it averages, where it is an ensemble; all but the metric is then that of the first.
+        made_with: versions of code and libraries, the kind of machine, and the digest of the `data`; empty
+            where it was made before that was written down.
     """
 
     backbone: str
@@ -55,6 +57,7 @@ class Card:
     metric: Mapping[str, float]
     trained_on: tuple[str, ...] = (TRAIN,)
     members: tuple[Member, ...] = ()
+    made_with: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -81,6 +84,8 @@ class Card:
             yield "metric must map names to numbers"
         if not self.trained_on or not all(split in SPLITS for split in self.trained_on):
             yield f"trained_on is {list(self.trained_on)}, but must name some of {', '.join(SPLITS)}"
+        if not all(isinstance(value, str) for value in self.made_with.values()):
+            yield "made_with must map names to text"
         for member in self.members:
             yield from member.problems(self)
 
@@ -100,8 +105,8 @@ class Card:
             "metric": dict(self.metric),
             "trained_on": list(self.trained_on),
             "members": [member.to_dict() for member in self.members],
+            "made_with": dict(self.made_with),
         }
-        # Earlier versions read what is neither a refit nor an ensemble.
         return {name: value for name, value in told.items() if value != _USUAL.get(name)}
 
     @classmethod
@@ -116,7 +121,7 @@ class Card:
         if set(values) != known:
             raise ModelError(f"it has {sorted(values)}, but must have exactly {sorted(known)}")
         shapes = {"preprocessing": dict, "hparams": dict, "classes": list}
-        shapes |= {"trained_on": list, "members": list}
+        shapes |= {"trained_on": list, "members": list, "made_with": dict}
         for name, shape in shapes.items():
             if not isinstance(values[name], shape):
                 raise ModelError(f"{name} must be a {'list' if shape is list else 'mapping'}")
@@ -208,6 +213,7 @@ def make_card(
     metric: Mapping[str, float],
     *,
     trained_on: tuple[str, ...] = (TRAIN,),
+    made_with: Mapping[str, str] | None = None,
 ) -> Card:
     """The card of a model of `hparams` on `backbone`.
 
@@ -226,4 +232,5 @@ def make_card(
         hparams=hparams,
         metric=dict(metric),
         trained_on=trained_on,
+        made_with=dict(made_with or {}),
     )

@@ -27,6 +27,7 @@ from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import Epochs, write_epochs
 from trainables.modalities import modality
 from trainables.modality import Backbone, Data, Modality, Policy
+from trainables.provenance import made_with
 from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
 from trainables.seeds import derived_seed, generator, sample_seeds
 from trainables.training import optim
@@ -413,8 +414,14 @@ class Training:
     def save_model(self, folder: Path) -> None:
         """Writes the weights that the last epoch was measured with as `folder/model`."""
         assert self.best is not None, "no epoch has been measured"
-        trained_on = self.settings.trained_on
-        card = make_card(self.backbone, self.hparams, self.data.classes, self.best, trained_on=trained_on)
+        card = make_card(
+            self.backbone,
+            self.hparams,
+            self.data.classes,
+            self.best,
+            trained_on=self.settings.trained_on,
+            made_with=self._made_with,
+        )
         with self._averaged():
             save_delta(folder / MODEL_FOLDER, self.model, self.backbone, card)
 
@@ -487,9 +494,15 @@ class Training:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "seed": self.hparams.seed,
+            "made_with": self._made_with,
             "phases": list(self._applied.values()),
             "cache": self._used(),
         }
+
+    @property
+    def _made_with(self) -> dict[str, str]:
+        return {**made_with(self.settings.device), "data": self.data.fingerprint}
 
     def _used(self) -> dict[str, float]:
         """What the trial had of the cache so far; `seconds_saved` is what others took to compute it."""

@@ -42,7 +42,7 @@ from search.study.trials import Ending
 from search.tracking.artifacts import fetch_files
 from tests.search.commands import rows, transfer_search
 from tests.search.specs import SMALL, small
-from trainables import image_transfer
+from trainables import trial as trial_module
 from trainables.image.data import DataConfig, load
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.image_transfer import ImageTransfer, TrialConfig
@@ -314,7 +314,7 @@ def stepped(
         data = load(config, cache_dir=tmp_path / "cache")
         watched = Watched(data.splits)
         data = replace(data, splits=watched)
-        monkeypatch.setattr(image_transfer, "_data", lambda *_, **__: data)
+        monkeypatch.setattr(trial_module, "_data", lambda *_, **__: data)
         hparams = HParams(image_size=32, batch_size=8, max_epochs=4, strategy="probe", lr=0.05, ema=0.9)
         trial = TrialConfig(
             sampled=[],
@@ -350,7 +350,7 @@ def test_a_finalist_is_scored_once_with_the_model_that_it_keeps(stepped: Callabl
     assert not any(set(TEST_METRICS) & set(result[BEST]) for result in found[:3])
     best = found[3][BEST]
     assert best["epoch"] < 4, "the worst loss of training is not the last"
-    data = image_transfer._data("")
+    data = trial_module._data("")
     loaded = load_delta(folder / MODEL_FOLDER)
     preprocessing = loaded.card.preprocessing
     frames = data.frames(preprocessing.frame_size, preprocessing.interpolation)
