@@ -12,7 +12,7 @@ from ray import tune
 
 from trainables.files.claim import Claim
 from trainables.image import augment, backbones, data  # noqa: F401  while a process waits for its first trial
-from trainables.record import BEST, EPOCHS, MODEL_FOLDER, PROGRESS_FILE, TEST_METRICS, TOLD
+from trainables.record import BEST, EPOCHS, MODEL_FOLDER, PROGRESS_FILE, TOLD
 from trainables.training.delta import load_delta
 from trainables.training.footprint import keep_within
 from trainables.training.loop import Training
@@ -107,5 +107,4 @@ def _test_scores(training: Training, folder: Path) -> dict[str, float]:
     if not len(training.data.splits["test"]):
         return {}
     training.model.load_state_dict(load_delta(folder / MODEL_FOLDER).model.state_dict())
-    found = training.evaluate("test")
-    return dict(zip(TEST_METRICS, (found.loss, found.accuracy, found.macro_f1), strict=True))
+    return training.evaluate("test").named("test")

@@ -331,6 +331,9 @@ class Modality(Hashable, Protocol[H]):
     def picture(self, example: Tensor) -> bytes | None:
         """A JPEG of an example [...]; None where there is nothing to look at."""
 
+    def thumbnails(self, examples: Tensor) -> Tensor | None:
+        """Float [B, 32, 32] of examples, by which copies are found; None where nothing is like that."""
+
     def predictor(self, loaded: Any) -> Predictor:
         """What uses a `training.delta.LoadedModel`."""
 

@@ -6,14 +6,17 @@ __all__ = [
     "APPLIED_FILE",
     "BEST",
     "BY_THE_CLOCK",
+    "COSTS",
     "EPOCHS",
     "EPOCHS_FILE",
     "METRICS",
     "MODEL_FOLDER",
+    "MORE_SCORES",
     "OWNER_FILE",
     "PREVIEW_FILE",
     "PROGRESS_FILE",
     "RECORD_FOLDER",
+    "REPORTED",
     "STATE_FILE",
     "TEST_METRICS",
     "TOLD",
@@ -28,8 +31,14 @@ METRICS = (
     "epoch_seconds",
     "images_per_second",
 )
-"""What an epoch reports."""
-BY_THE_CLOCK = ("epoch_seconds", "images_per_second")
+"""What every epoch reports."""
+MORE_SCORES = ("val_balanced_accuracy", "val_auroc", "val_top5_accuracy", "val_calibration_error")
+"""What it reports too, unless an earlier version or another modality has no such score."""
+COSTS = ("latency_ms", "parameters", "bytes")
+"""What a model costs where it is used; reported where a search asks for it (`training.costs`)."""
+REPORTED = (*METRICS, *MORE_SCORES, *COSTS)
+"""All that an epoch may report."""
+BY_THE_CLOCK = ("epoch_seconds", "images_per_second", "latency_ms")
 """Those of them that no repetition has again."""
 BEST = "best"
 """Key of the kept epoch's metrics in a result, with what they are expected to be (`training.keeping`)."""
@@ -38,7 +47,12 @@ EPOCHS = "epochs"
 TOLD = "told"
 """Key, in a result, of what people should hear, in words: that a file was damaged."""
 
-TEST_METRICS = ("test_loss", "test_accuracy", "test_macro_f1")
+TEST_METRICS = (
+    "test_loss",
+    "test_accuracy",
+    "test_macro_f1",
+    *(name.replace("val_", "test_") for name in MORE_SCORES),
+)
 """What a finalist's run reports once, of the model that it keeps."""
 
 STATE_FILE = "state.pt"

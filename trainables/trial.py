@@ -63,8 +63,7 @@ def begun(trial: TrialConfig, folder: Path, reads: set[str]) -> tuple[Training, 
     knowing what it told of its epochs.
     """
     settings = {**trial["settings"], "monitor": Monitor(**trial["settings"]["monitor"])}
-    if "trained_on" in settings:
-        settings["trained_on"] = tuple(settings["trained_on"])
+    settings |= {name: tuple(settings[name]) for name in ("trained_on", "costs") if name in settings}
     name = trial.get("modality", "image")
     kind = modality(name)
     hparams = kind.hparams.from_dict(trial["hparams"]).watched(reads)

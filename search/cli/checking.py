@@ -1,7 +1,8 @@
-"""Commands that check: whether a trial is what it says, run again."""
+"""Commands that check: what is doubtful in data, and whether a trial is what it says when it is run again."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,3 +46,36 @@ def repeat(
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not found.is_equal:
         raise typer.Exit(1)
+
+
+@commands.command()
+def inspect(
+    spec: Annotated[Path, typer.Argument(help="The spec, a YAML file.", show_default=False)],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="path.to.key=value in place of the spec's; may be repeated."),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="Draw the most doubtful images into this file.", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what is doubtful in data: labels, copies across splits, confused classes, groups that leak."""
+    from search.console import progress_bar
+    from search.results.sheet import write_sheet
+    from search.run.inspecting import inspected
+    from search.spec.search_spec import read_spec
+
+    checked = read_spec(spec, override or ())
+    with progress_bar(errors) as progress:
+        found, data, backbone = inspected(checked, progress)
+    if as_json:
+        print_json(found.document())
+    else:
+        for line in (*data.report.lines(), *found.lines()):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if sheet is not None:
+        shown = write_sheet(sheet, checked, found, data, backbone)
+        told = f"{shown} images drawn into {sheet}"
+        errors.print(told, markup=False, highlight=False, soft_wrap=True)

@@ -27,6 +27,7 @@ def print_json(value: Any) -> None:
 def show_winner(row: TrialRow) -> None:
     from search.console import short
     from search.results.rows import WinnerRow, made_told
+    from search.study.finalists import nothing_told
 
     if isinstance(row, WinnerRow):
         _show_finalists(row)
@@ -35,6 +36,14 @@ def show_winner(row: TrialRow) -> None:
         told += "" if row.corrected is None else f" (selected; {row.corrected:.4f} expected of new images)"
         told += f", with the model of epoch {row.epoch}"
         console.print(told, style="bold")
+        if row.chance is not None:
+            told = f"  nothing was found: it {nothing_told(row.chance)}"
+            console.print(told, style="yellow", highlight=False, soft_wrap=True)
+    others = {name: value for name, value in row.objectives.items() if value != row.value}
+    if len(row.objectives) > 1 and others:
+        console.print(
+            "  " + "  ".join(f"{name} {value:g}" for name, value in others.items()), highlight=False
+        )
     params = "  ".join(f"{key}={short(row.params[key])}" for key in row.sampled)
     console.print(f"  {params}", markup=False, highlight=False, soft_wrap=True)
     if told := made_told(row):
@@ -69,7 +78,7 @@ def show_view(search: Search) -> None:
 
 def farewell(search: Search, outcome: Outcome) -> None:
     """What the search found and what to type next."""
-    from search.results.rows import best_rows, summary
+    from search.results.rows import best_rows, missed_told, summary
 
     row = summary(search)
     console.print(
@@ -83,6 +92,9 @@ def farewell(search: Search, outcome: Outcome) -> None:
             told = f"no trial has completed yet; go on with `transfer-search resume {search.name}`"
             console.print(told, style="yellow", soft_wrap=True)
             return
+        if missed := missed_told(search):
+            console.print(missed, style="yellow", markup=False, soft_wrap=True)
+            raise typer.Exit(1)
         told = f"no trial completed; see `transfer-search trials {search.name}` for the reasons"
         console.print(told, style="yellow", soft_wrap=True)
         raise typer.Exit(1)

@@ -194,6 +194,7 @@ def _json_answers(answers: Iterable[Prediction], top: int) -> int:
         else:
             label, probability = answer.top[0]
             row |= {"label": label, "probability": probability, "probabilities": dict(answer.top)}
+            row |= {} if answer.within is None else {"set": list(answer.within)}
         sys.stdout.write(separator + json.dumps(row))
         separator = ",\n"
     sys.stdout.write("\n]\n")
@@ -218,6 +219,7 @@ def _lines(answers: Iterable[Prediction], top: int) -> int:
     for answer in answers:
         broken += bool(answer.error)
         told = ", ".join(f"{label} ({probability:.3f})" for label, probability in answer.top)
+        told += "" if answer.within is None else f"  one of: {', '.join(answer.within)}"
         console.print(
             f"{answer.image}: {told or answer.error}",
             style="red" if answer.error else None,

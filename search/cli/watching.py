@@ -189,7 +189,8 @@ def trials(
         for row in rows:
             value = "" if row.value is None else f"{row.value:.4f}"
             params = " ".join(f"{key}={short(row.params[key])}" for key in row.sampled)
-            table.add_row(str(row.trial), row.state.lower(), value, str(row.epochs), params)
+            state = row.state.lower() + "".join(f"; {missed}" for missed in row.violated)
+            table.add_row(str(row.trial), state, value, str(row.epochs), params)
         console.print(table)
         for row in (each for each in rows if each.state == "FAIL"):
             reason = next(reversed(row.reason.strip().splitlines()), "no reason is known")

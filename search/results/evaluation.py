@@ -24,7 +24,7 @@ from trainables.record import MODEL_FOLDER, PREVIEW_FILE
 from trainables.training.card import ModelError
 from trainables.training.delta import LoadedModel, load_delta
 
-__all__ = ["Evaluation", "Mistake", "evaluated", "policy_picture", "validation_logits"]
+__all__ = ["Evaluation", "Mistake", "evaluated", "policy_picture", "split_logits", "validation_logits"]
 
 _BATCH = 64
 _WORST = 12
@@ -105,7 +105,12 @@ def evaluated(search: Search, row: TrialRow) -> Evaluation:
 
 def validation_logits(predictor: Predictor, data: Data) -> Tensor:
     """Logits [N, C] of the validation images."""
-    examples, indices = data.examples(predictor.card.preprocessing), data.splits["validation"]
+    return split_logits(predictor, data, "validation")
+
+
+def split_logits(predictor: Predictor, data: Data, split: str) -> Tensor:
+    """Logits [N, C] of the images of a split."""
+    examples, indices = data.examples(predictor.card.preprocessing), data.splits[split]
     with torch.no_grad():
         return torch.cat([predictor.logits(examples[batch]) for batch in indices.split(_BATCH)])
 

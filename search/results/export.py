@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from search.console import progress_bar
 from search.errors import BadInput, ExportMismatch, TrackingError, TransferSearchError
+from search.results.calibrating import calibrated_model
 from search.results.evaluation import validation_logits
 from search.results.readme import readme
 from search.results.rows import FinalistRow, TrialRow, chosen, model_folder, model_told
@@ -85,6 +86,8 @@ def opened_model(
 ) -> ExportedModel:
     """The model of a trial (None: the best, the winner, or its refit), or of a finalist's best fresh run.
 
+    Its probabilities are calibrated, where there is data to do it by.
+
     Args:
         search: whose model it is.
         trial, finalist: which one.
@@ -108,6 +111,7 @@ def opened_model(
     if change := data_change(premises, data):
         told = f"the model of trial {row.trial} cannot be checked, since the data has changed ({change})"
         raise BadInput(f"{told}\n{_WHERE}")
+    loaded = calibrated_model(search, row, loaded, data)
     return ExportedModel(row=row, loaded=loaded, data=data, premises=premises)
 
 
@@ -163,6 +167,11 @@ def export_trial(
             facts=exporter.facts(written),
         )
         (written / README_FILE).write_text(text, encoding="utf-8")
+    if told := model.loaded.card.calibration:
+        yield (
+            f"probabilities: temperature {told['temperature']:.3f}; expected calibration error "
+            f"{told['error_before']:.4f} before, {told['error_after']:.4f} after ({told['measured_on']})"
+        )
     yield f"{model_told(model.row)} is exported to {to}: {', '.join(names)}"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from search.errors import BadInput
 from trainables.modality import Predictor
+from trainables.training.calibration import classes_in
 
 __all__ = ["Prediction", "image_files", "predictions"]
 
@@ -28,11 +29,13 @@ class Prediction:
         image: the file.
         top: the likeliest classes with their probabilities, the best first; empty where it cannot be read.
         error: why it cannot be read; empty where it can.
+        within: the classes of which one is true as often as the model's card says; None where it has no sets.
     """
 
     image: Path
     top: tuple[tuple[str, float], ...]
     error: str = ""
+    within: tuple[str, ...] | None = None
 
 
 def image_files(given: Sequence[str], suffixes: Collection[str]) -> list[Path]:
@@ -83,7 +86,10 @@ def predictions(classifier: Predictor, files: Iterable[Path], top: int | None = 
                 if isinstance(frame, str):
                     yield Prediction(image=path, top=(), error=frame)
                 else:
-                    yield Prediction(image=path, top=_best(classifier, next(shares), top))
+                    own = next(shares)
+                    yield Prediction(
+                        image=path, top=_best(classifier, own, top), within=_within(classifier, own)
+                    )
 
 
 def _frame(classifier: Predictor, path: Path) -> Tensor | str:
@@ -91,6 +97,14 @@ def _frame(classifier: Predictor, path: Path) -> Tensor | str:
         return classifier.example(path)
     except ValueError as error:
         return str(getattr(error, "reason", error))
+
+
+def _within(classifier: Predictor, shares: Tensor) -> tuple[str, ...] | None:
+    conformal = classifier.card.calibration.get("conformal")
+    if conformal is None:
+        return None
+    inside = classes_in(shares[None], conformal["threshold"])[0]
+    return tuple(classifier.card.classes[place] for place in shares.argsort(descending=True) if inside[place])
 
 
 def _best(classifier: Predictor, shares: Tensor, top: int | None) -> tuple[tuple[str, float], ...]:

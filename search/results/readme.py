@@ -22,6 +22,7 @@ from trainables.training.splits import SPLITS
 __all__ = ["interval", "readme"]
 
 _PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "numpy", "pillow")
+_OF_PROBABILITIES = ("test_loss", "test_calibration_error")
 _LEVEL = 1.959964  # standard deviations that hold 95 % of a normal distribution
 
 
@@ -88,7 +89,10 @@ def _metrics(
                 "of": f"trial {row.trial} on {count:,} validation images, before the refit (selected)",
             }
     chosen_on = ", which its members were chosen on (selected)" if card.members else ""
-    for name, value in (own | dict(row.test if row.model_of in ("refit", "ensemble") else {})).items():
+    test = dict(row.test if row.model_of in ("refit", "ensemble") else {})
+    if card.calibration:  # which changed these
+        test = {name: value for name, value in test.items() if name not in _OF_PROBABILITIES}
+    for name, value in (own | test).items():
         if not name.startswith(("val_", "test_")):
             continue
         split = "validation" if name.startswith("val_") else "test"

@@ -22,7 +22,7 @@ from search.results.readme import interval
 from search.results.rows import TrialRow, WinnerRow, best_rows, made_told, summary, trial_rows
 from search.run.planning import described
 from search.search import Search
-from search.study.finalists import Finalist, Summary, interval_text, mean_text, verdict
+from search.study.finalists import Finalist, Summary, interval_text, mean_text, nothing_told, verdict
 from search.study.intervals import is_share
 from search.study.search_study import SearchStudy
 from trainables.files.whole import replacing
@@ -109,7 +109,9 @@ def _winner(search: Search, row: TrialRow) -> dict[str, Any]:
     told: dict[str, Any] = {
         "trial": row.trial,
         "title": f"Best: trial {row.trial}",
-        "verdict": _interval(search, row),
+        "verdict": _interval(search, row)
+        if row.chance is None
+        else f"Nothing was found: it {nothing_told(row.chance)}",
         "made": made_told(row),
         "finalists": [],
         "titles": (f"{metric} (selected)", "on new images", "epoch", *(name for name, _ in params)),

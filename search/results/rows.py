@@ -14,6 +14,7 @@ from search.study.ensemble import made_of
 from search.study.finalists import Finalist, candidates
 from search.study.trials import Ending, TrialRecord
 from trainables.record import MODEL_FOLDER, TEST_METRICS
+from trainables.training.keeping import value_of
 
 __all__ = [
     "BrokenRow",
@@ -25,6 +26,7 @@ __all__ = [
     "best_rows",
     "chosen",
     "made_told",
+    "missed_told",
     "model_folder",
     "model_told",
     "summaries",
@@ -111,6 +113,10 @@ class TrialRow:
             that is not known.
         test: the model's scores on the test split, where it was scored there.
         shares: of an ensemble, what part each trial has in it.
+        chance: of the best trial, the share of the most frequent class where it does not beat that: nothing
+            was found.
+        objectives: what the trial has of each objective and of what is constrained.
+        violated: the constraints of the search that it misses, in words; such a trial is never the best.
     """
 
     search: str
@@ -131,10 +137,13 @@ class TrialRow:
     corrected: float | None = None
     test: Mapping[str, float] = field(default_factory=dict)
     shares: Mapping[int, float] = field(default_factory=dict)
+    chance: float | None = None
+    objectives: Mapping[str, float] = field(default_factory=dict)
+    violated: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The row as programs get it."""
-        return {**asdict(self), "sampled": list(self.sampled)}
+        return {**asdict(self), "sampled": list(self.sampled), "violated": list(self.violated)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +242,8 @@ def best_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
         BadInput: if no trial has completed.
     """
     numbers = {trial.number for trial in search.study.best()}
+    if not numbers and (missed := missed_told(search)):
+        raise BadInput(missed)
     if not numbers:
         raise BadInput(
             f"no trial of {search.name!r} has completed yet; see `transfer-search status {search.name}`"
@@ -253,11 +264,24 @@ def best_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
                 row,
                 value=search.study.worth(row.trial),
                 corrected=told["value"] if told.get("trial") == row.trial else None,
+                chance=search.study.chance,
             ),
             linked,
         )
         for row in rows
     ]
+
+
+def missed_told(search: Search) -> str:
+    """What to say of a search of which no completed trial meets its constraints; empty where one does."""
+    records = [record for record in search.study.records() if record.state == "COMPLETE"]
+    if not records or any(not record.violated for record in records):
+        return ""
+    shown = "; ".join(f"trial {record.number}: {', '.join(record.violated)}" for record in records[:3])
+    return (
+        f"none of the {len(records)} completed trials of {search.name!r} meets search.constraints ({shown}); "
+        "launch another search with wider bounds, or with smaller backbones or images in its space"
+    )
 
 
 def _crowned(search: Search, row: TrialRow, linked: bool) -> TrialRow:
@@ -362,5 +386,11 @@ def _values(search: Search, record: TrialRecord, linked: bool) -> dict[str, Any]
         "mlflow_run_url": search.links.url(record.mlflow_run_id),
         "model_uri": search.links.model(record.mlflow_run_id) if linked else None,
         "reason": record.reason if record.ending is not Ending.COMPLETED else "",
+        "objectives": {
+            name: value_of(record.best, name)
+            for name in {**search.spec.search.objective, **search.spec.search.constraints}
+            if record.best and name in record.best
+        },
+        "violated": record.violated,
         "test": {name: record.best[name] for name in TEST_METRICS if record.best and name in record.best},
     }

@@ -21,7 +21,7 @@ from search.run.failures import Alike, Failure, FailureKind
 from search.run.settlement import settled
 from search.study.search_study import SearchStudy
 from search.study.trials import Assignment, Ending
-from trainables.record import BEST, EPOCHS, METRICS, TEST_METRICS, TOLD
+from trainables.record import BEST, EPOCHS, REPORTED, TEST_METRICS, TOLD
 from trainables.training.keeping import expected_name
 
 __all__ = ["Conductor", "NoTrial", "Observer", "RunOf"]
@@ -157,10 +157,10 @@ class Conductor:
         """Takes an epoch's result; whether the trial goes on."""
         number = self._numbers[tune_id]
         epoch = int(result["epoch"])
-        metrics = {name: float(result[name]) for name in METRICS}
+        metrics = _metrics(result)
         best = {
             name: float(result[f"{BEST}/{name}"])
-            for name in ("epoch", *METRICS, *map(expected_name, METRICS), *TEST_METRICS)
+            for name in ("epoch", *REPORTED, *map(expected_name, REPORTED), *TEST_METRICS)
             if f"{BEST}/{name}" in result
         }
         self._last[number] = best
@@ -192,7 +192,7 @@ class Conductor:
 
     def _tell(self, tune_id: str, epoch: int, told: Mapping[str, float]) -> bool:
         """Tells everybody of an epoch that the study does not have; whether the trial may go on."""
-        number, metrics = self._numbers[tune_id], {name: float(told[name]) for name in METRICS}
+        number, metrics = self._numbers[tune_id], _metrics(told)
         self._told[number].add(epoch)
         self._moves.pop(number, None)
         for observer in self._observers:
@@ -330,3 +330,8 @@ class Conductor:
                 self._checkpoints.clear(number)
             except CheckpointsError as error:
                 log.warning("what %s %d no longer needs stays: %s", self.study.role, number, error)
+
+
+def _metrics(told: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics among what a trial says of an epoch."""
+    return {name: float(told[name]) for name in REPORTED if name in told}

@@ -18,14 +18,14 @@ from search.study.trials import Ending
 from search.tracking.tracker import Tracker
 from trainables.files.trial_folder import write_epochs
 from trainables.modality import Data
-from trainables.record import MODEL_FOLDER, TEST_METRICS
+from trainables.record import MODEL_FOLDER
 from trainables.training.delta import Part, card_of, save_ensemble
 from trainables.training.keeping import expected_name
 from trainables.training.selection import Selection, select
 
 __all__ = ["make_ensemble"]
 
-_VALIDATION = ("val_loss", "val_accuracy", "val_macro_f1")
+_SHORT = {"validation": "val", "test": "test"}
 
 
 def make_ensemble(
@@ -84,14 +84,12 @@ def _scores(
     """What the ensemble has on validation images, what it is expected to have, and its test scores."""
     modality = search.spec.modality
     best: dict[str, float] = {"epoch": 1.0}
-    for split, names in (("validation", _VALIDATION), ("test", TEST_METRICS)):
+    for split, short in _SHORT.items():
         labels = data.labels[data.splits[split]]
         if len(labels):
-            found = modality.scores(logits_of(search.spec, config, place, split), labels)
-            best |= dict(zip(names, (found.loss, found.accuracy, found.macro_f1), strict=True))
+            best |= modality.scores(logits_of(search.spec, config, place, split), labels).named(short)
     held = modality.scores(chosen.logits, data.labels[data.splits["validation"]])
-    expected = zip(_VALIDATION, (held.loss, held.accuracy, held.macro_f1), strict=True)
-    return best | {expected_name(name): value for name, value in expected}
+    return best | {expected_name(name): value for name, value in held.named("val").items()}
 
 
 def _recorded(
@@ -108,8 +106,9 @@ def _recorded(
     number = assignment.number
     folder = search.home.ensemble.trial(number)
     tracker.trial_started(assignment)
-    metrics = {name: best[name] for name in _VALIDATION} | {"epoch_seconds": seconds}
-    save_ensemble(folder / MODEL_FOLDER, parts, {name: best[name] for name in ("epoch", *_VALIDATION)})
+    measured = {name: value for name, value in best.items() if name.startswith("val_")}
+    metrics = measured | {"epoch_seconds": seconds}
+    save_ensemble(folder / MODEL_FOLDER, parts, {"epoch": best["epoch"], **measured})
     write_epochs(folder, {1: metrics}, assignment.hparams.to_dict())
     tracker.epoch_ended(number, 1, metrics)
     study.report(number, 1, metrics)

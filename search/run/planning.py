@@ -26,6 +26,7 @@ from trainables.errors import BackboneError, DataError
 from trainables.files.cache import default_root
 from trainables.files.remote import Remote, RemoteError
 from trainables.modality import Backbone, Data
+from trainables.record import COSTS
 from trainables.training.card import TRAIN, ModelError
 from trainables.training.keeping import LAST_EPOCHS
 from trainables.training.knobs import Knob
@@ -80,6 +81,12 @@ class Plan:
             f"sampler {spec.search.sampler}, pruner {spec.search.pruner}, "
             f"a trial takes cpu {spec.resources.cpu:g}, gpu {spec.resources.gpu:g}"
         )
+        if folds := spec.data.splits.folds:
+            drawn = f", drawn {spec.data.splits.repeats} times" if spec.data.splits.repeats > 1 else ""
+            count = sum(len(self.data.splits[split]) for split in ("train", "validation"))
+            yield f"a trial's value: the mean over {folds} folds of {count:,} images{drawn}"
+        for name, bounds in spec.search.constraints.items():
+            yield f"constraint: {name} {bounds.told}, else a trial is never the best"
         yield from agenda_notes(spec)
         yield from sampler_notes(spec)
         if start := start_of(spec, self.home):
@@ -285,6 +292,9 @@ def trial_config(
         threads=max(1, int(spec.resources.cpu)),
         precision=spec.resources.precision,
         trained_on=trained_on,
+        folds=spec.data.splits.folds or 0,
+        repeats=spec.data.splits.repeats,
+        costs=tuple(name for name in COSTS if name in {*spec.search.objective, *spec.search.constraints}),
     )
     return {
         "sampled": spec.sampled,

@@ -26,6 +26,7 @@ MOVABLE = (
     "data.root",
     "data.source",
     "resources",
+    "search.conformal",
     "search.ensemble",
     "search.refit",
     "space.weights",
@@ -45,7 +46,7 @@ class Premises:
         images: how many each split has.
         space: the domains of the hyperparameters, as a spec writes them.
         weights: digests of the weights that trials start from, by what they are called.
-        search: the objective, and for how many epochs trials may run.
+        search: the objective, the constraints, and for how many epochs trials may run.
     """
 
     data: str
@@ -62,7 +63,7 @@ class Premises:
             **_of_data(plan.data),
             space={name: plain(domain) for name, domain in spec.space.items() if not _is_file(name, domain)},
             weights=dict(plan.weights),
-            search=spec.search.model_dump(mode="json", include={"objective", "max_epochs"}),
+            search=_compared(spec),
         )
 
     def keep(self, study: SearchStudy) -> None:
@@ -101,6 +102,12 @@ class Premises:
                 yield f"{called} has changed ({', '.join(told)})"
         if (before := launched.get("weights")) is not None and before != now["weights"]:
             yield f"the weights have changed ({_weights_change(before, now['weights'])})"
+
+
+def _compared(spec: SearchSpec) -> dict[str, Any]:
+    """What trials are compared by; earlier versions knew no constraints."""
+    known = {"objective", "max_epochs", *(["constraints"] if spec.search.constraints else [])}
+    return spec.search.model_dump(mode="json", include=known)
 
 
 def _is_file(name: str, domain: Domain) -> bool:

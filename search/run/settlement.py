@@ -12,7 +12,7 @@ from search.home import Home
 from search.study.search_study import SearchStudy
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import Epochs, model_metric, read_epochs
-from trainables.record import METRICS, MODEL_FOLDER
+from trainables.record import MODEL_FOLDER, REPORTED
 
 __all__ = ["settled"]
 
@@ -47,7 +47,7 @@ def settled(
     """
     recorded = _recorded(home, study.role, number)
     for epoch in sorted(recorded.keys() - study.told(number)):
-        metrics = {name: recorded[epoch][name] for name in METRICS}
+        metrics = {name: recorded[epoch][name] for name in REPORTED if name in recorded[epoch]}
         if not all(map(math.isfinite, metrics.values())):
             break
         for listener in listeners:

@@ -225,12 +225,28 @@ def _cross_checks(spec: SearchSpec) -> Iterator[Problem]:
         message = "is given in data.image_size too; keep one"
         yield Problem(place="space.image_size", given=None, message=message)
     sampled = {name: domain for name, domain in spec.space.items() if domain.sampled}
+    if spec.data.splits.folds is not None:
+        yield from _fold_problems(spec)
     if spec.search.sampler == "grid":
         yield from _grid_problems(spec, sampled)
     has_rows = any(spec.knobs[name].rows is not None for name in spec.space)
     if not sampled and spec.search.trials > 1 and not has_rows:
         message = "fixes every hyperparameter, so all trials would be alike; give some a list or range"
         yield Problem(place="space", given=None, message=message)
+
+
+def _fold_problems(spec: SearchSpec) -> Iterator[Problem]:
+    """What in the space is no head that is solved for on a frozen backbone."""
+    allowed = {"strategy": ("probe",), "solver": ("ridge", "logistic"), "head": ("linear",)}
+    for name, known in allowed.items():
+        others = [value for value in _values(spec.domain(name)) if value not in known]
+        if others:
+            yield Problem(
+                place=f"space.{name}",
+                given=", ".join(map(repr, others)),
+                message=f"data.splits.folds is for heads that are solved for: {name} must be "
+                f"{' or '.join(known)}; leave folds out for a search that takes steps",
+            )
 
 
 def _grid_problems(spec: SearchSpec, sampled: Mapping[str, Domain]) -> Iterator[Problem]:

@@ -11,10 +11,12 @@ from search.spec.values import Address, Direction, Duration, Location, Metric
 from trainables.errors import did_you_mean
 from trainables.modalities import modality
 from trainables.plugins import Registry, takes
+from trainables.record import COSTS
 
 __all__ = [
     "OF_IMAGES",
     "SAMPLERS",
+    "Bounds",
     "CacheSection",
     "Data",
     "Finalists",
@@ -27,16 +29,24 @@ __all__ = [
 
 
 class Splits(Section):
-    """Shares of the data where its source brings no split of its own."""
+    """Shares of the data where its source brings no split of its own.
+
+    With `folds: 5` a trial is worth what its heads have on training and validation images that each was not
+    fitted to, one fifth after another; `repeats` draws the folds so often. For heads that are solved for.
+    """
 
     validation: float = Field(0.2, gt=0, lt=1)
     test: float = Field(0.2, ge=0, lt=1)
     seed: int = Field(0, ge=0)
+    folds: int | None = Field(None, ge=2, le=20)
+    repeats: int = Field(1, ge=1, le=20)
 
     @model_validator(mode="after")
     def _leaves_some(self) -> Splits:
         if self.validation + self.test >= 1:
             raise ValueError("validation and test together must leave a share for training")
+        if self.repeats > 1 and self.folds is None:
+            raise ValueError("repeats are of folds; give folds too, such as {folds: 5, repeats: 3}")
         return self
 
 
@@ -56,7 +66,8 @@ class Data(Section):
 
     `source` may be an address of a folder or a manifest, such as s3://bucket/folder: each node then fetches
     it once into its cache. An image with more than `max_pixels` is taken for a decompression bomb. Symbolic
-    links are followed where they stay `inside` the source's folder, or to `anywhere`.
+    links are followed where they stay `inside` the source's folder, or to `anywhere`. Images of one `group`
+    (a column of the table, or a pattern of the file name with one group in brackets) are never in two splits.
     """
 
     modality: str = "image"
@@ -69,6 +80,7 @@ class Data(Section):
     unreadable: Literal["refuse", "skip"] = "refuse"
     max_pixels: int = Field(100_000_000, gt=0)
     links: Literal["inside", "anywhere"] = "inside"
+    group: str | None = Field(None, min_length=1)
     options: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -100,7 +112,7 @@ class Data(Section):
         }
 
 
-OF_IMAGES = {"image_size", "orientation_matters", "unreadable", "max_pixels", "links"}
+OF_IMAGES = {"image_size", "orientation_matters", "unreadable", "max_pixels", "links", "group"}
 
 
 class Finalists(Section):
@@ -108,6 +120,37 @@ class Finalists(Section):
 
     top: int = Field(3, ge=1)
     seeds: int = Field(3, ge=2)  # one value has no spread
+
+
+class Bounds(Section):
+    """What a metric may be at most, or must be at least."""
+
+    max: float | None = None
+    min: float | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Bounds:
+        if self.max is None and self.min is None:
+            raise ValueError("must have max or min, such as {max: 5}")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise ValueError("must leave something between min and max")
+        return self
+
+    def above(self, value: float) -> float | None:
+        """By how much a value is above `max`; below 0 where it is not."""
+        return None if self.max is None else value - self.max
+
+    def below(self, value: float) -> float | None:
+        """By how much a value is below `min`; below 0 where it is not."""
+        return None if self.min is None else self.min - value
+
+    @property
+    def told(self) -> str:
+        """The same for a person."""
+        parts = {"at least": self.min, "at most": self.max}
+        return "must be " + " and ".join(
+            f"{how} {value:g}" for how, value in parts.items() if value is not None
+        )
 
 
 def _check_sampler(name: str, build: Any) -> None:
@@ -142,14 +185,17 @@ def _pool_size(value: Any) -> Any:
 class Search(Section):
     """How the space is searched.
 
-    `start_from` is the name, or the path of the home, of an earlier search, whose best configurations are
-    tried first. `device_hours` bounds the hours that trials hold GPUs, or CPUs where they take no GPU. With
-    `refit` the winner's configuration is trained once more in the end, on training and validation images
-    together. With `ensemble: N` the probabilities of the best N trials are averaged, if that is better than
-    the winner alone.
+    `objective` and `constraints` name metrics; a trial that misses a constraint, such as {latency_ms: {max:
+    5}}, is never the best. `start_from` is the name, or the path of the home, of an earlier search, whose
+    best configurations are tried first. `device_hours` bounds the hours that trials hold GPUs, or CPUs where
+    they take no GPU. With `refit` the winner's configuration is trained once more in the end, on training and
+    validation images together. With `ensemble: N` the best N trials' probabilities are averaged, if that is
+    better than the winner alone. With `conformal: 0.9` an export gives sets of classes
+    too, which hold the true one of 90 % of new images.
     """
 
     objective: dict[Metric, Direction] = Field({"val_accuracy": "maximize"}, min_length=1)
+    constraints: dict[Metric, Bounds] = Field(default_factory=dict)
     trials: int = Field(32, ge=1)
     time: Duration | None = None
     trial_time: Duration | None = None
@@ -160,6 +206,7 @@ class Search(Section):
     finalists: Finalists | None = None
     refit: bool = True
     ensemble: Annotated[int, BeforeValidator(_pool_size)] = 0
+    conformal: float | None = Field(None, ge=0.5, le=0.999)
     seed: int = Field(0, ge=0)
     retries: int = Field(1, ge=0, le=10)
     start_from: str | None = Field(None, min_length=1)
@@ -183,6 +230,16 @@ class Search(Section):
         for name in ("refit", "ensemble"):
             if getattr(self, name) and name in self.model_fields_set and len(self.objective) > 1:
                 raise ValueError(f"{name} needs one objective: a Pareto front has no winner; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Search:
+        if self.ensemble and (
+            costs := [name for name in (*self.objective, *self.constraints) if name in COSTS]
+        ):
+            raise ValueError(
+                f"ensemble is several models, which {', '.join(costs)} says nothing of; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from search.errors import BadInput
 from search.spec.section import SECRET
+from trainables.errors import did_you_mean
+from trainables.record import COSTS, REPORTED
 
 __all__ = [
     "ELSEWHERE",
@@ -99,7 +101,25 @@ def shared(value: str) -> str:
     return value
 
 
-SMALLER_IS_BETTER = ("val_loss", "train_loss", "epoch_seconds")
+SMALLER_IS_BETTER = ("val_loss", "train_loss", "epoch_seconds", "val_calibration_error", *COSTS)
+_CALLED = {
+    "log_loss": "val_loss",
+    "top5": "val_top5_accuracy",
+    "latency": "latency_ms",
+    "ece": "val_calibration_error",
+}
+"""What others call some of the metrics."""
+
+
+def _known_metric(name: str) -> str:
+    if name not in REPORTED:
+        plain = name.lower().removeprefix("val_").replace("-", "").replace("_accuracy", "")
+        meant = _CALLED.get(plain) or _CALLED.get(name.lower().removeprefix("val_"))
+        hint = f"; did you mean {meant}?" if meant else did_you_mean(name, REPORTED)
+        raise ValueError(f"must be one of {', '.join(map(repr, REPORTED))}{hint}")
+    return name
+
+
 ELSEWHERE = "elsewhere"
 STORAGE_VARIABLE = "TRANSFER_SEARCH_STORAGE"
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -108,4 +128,4 @@ Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 Address = Annotated[str, AfterValidator(_no_secret)]
 Location = Annotated[str, AfterValidator(_keyless)]
 Direction = Literal["maximize", "minimize"]
-Metric = Literal["val_accuracy", "val_macro_f1", "val_loss", "train_loss", "epoch_seconds"]
+Metric = Annotated[str, AfterValidator(_known_metric)]

@@ -55,6 +55,7 @@ __all__ = [
     "finalists_seconds",
     "interval_text",
     "mean_text",
+    "nothing_told",
     "standings",
     "summarized",
     "table",
@@ -325,14 +326,16 @@ def _value(record: TrialRecord) -> float:
 # In words
 
 
+def nothing_told(chance: float) -> str:
+    """Why nothing was found, after the name of what is the best of it."""
+    return f"does not beat always naming the most frequent class, which is right on a share of {chance:.4f}"
+
+
 def verdict(finalists: Sequence[Finalist]) -> str:
     """How sure the winner, the first of the finalists, is."""
     winner, others = finalists[0], finalists[1:]
     if winner.chance is not None:
-        return (
-            f"nothing was found: trial {winner.trial} has the best mean, but does not beat always naming the "
-            f"most frequent class, which is right on a share of {winner.chance:.4f}"
-        )
+        return f"nothing was found: trial {winner.trial} has the best mean, but {nothing_told(winner.chance)}"
     ties = [str(each.trial) for each in others if each.ties_with_best]
     if not others:
         return f"trial {winner.trial} was the only finalist"

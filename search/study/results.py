@@ -14,7 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.spec.search_spec import SearchSpec
 from search.study.agenda import PHASE
+from search.study.constraints import is_feasible, violated
 from search.study.facts import StudyFacts
+from search.study.intervals import beats_majority
 from search.study.trials import Assignment, Ending, Progress, TrialRecord
 from trainables.training.keeping import BEST_EPOCH, counted, expected_name, value_of
 from trainables.training.phases import phases
@@ -77,11 +79,15 @@ class StudyResults(StudyFacts):
         return self.ranked()[:1]
 
     def ranked(self) -> list[FrozenTrial]:
-        """The completed trials by what their parameters are worth, best first; ties go to the earlier."""
+        """The completed trials by what their parameters are worth, best first; ties go to the earlier.
+
+        Those that miss a constraint are none of them.
+        """
         complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
         sign = -1 if self._study.direction == StudyDirection.MAXIMIZE else 1
         worth = _worth(complete)
-        return sorted(complete, key=lambda trial: (sign * worth[trial.number], trial.number))
+        feasible = filter(is_feasible, complete)
+        return sorted(feasible, key=lambda trial: (sign * worth[trial.number], trial.number))
 
     def worth(self, number: int) -> float | None:
         """What a completed trial's hyperparameters are worth: the mean of all trials that drew the same.
@@ -98,6 +104,18 @@ class StudyResults(StudyFacts):
             return None
         number = best[0].number
         return number, best[0].values[0] if self.spec.multi_objective else cast(float, self.worth(number))
+
+    @property
+    def chance(self) -> float | None:
+        """The share of the most frequent class, where the best trial does not beat always naming that.
+
+        It is the best of all trials, among which the level of the test is divided; None where it does, or
+        where the objective is another than accuracy.
+        """
+        sample, leader = self.samples.get("validation"), self.leader()
+        if sample is None or leader is None or list(self.spec.search.objective) != ["val_accuracy"]:
+            return None
+        return None if beats_majority(leader[1], sample, self.progress().counted) else sample.majority
 
     def kept(self, number: int) -> dict[str, float] | None:
         """The epoch whose model a trial keeps, as far as the study was told: its number and its value."""
@@ -155,6 +173,7 @@ class StudyResults(StudyFacts):
             best_epoch=int(best["epoch"]) if best else None,
             epochs=max(self.told(trial.number), default=int(best["epoch"]) if best else 0),
             best=best,
+            violated=tuple(violated(best, self.spec.search.constraints)),
             params=self.spec.hparams.from_dict(started["hparams"]).active if started else trial.params,
             mlflow_run_id=self._study.user_attrs.get(f"{RUN} {trial.number}")
             or trial.user_attrs.get(RUN)

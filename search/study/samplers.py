@@ -19,6 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import BadInput
@@ -110,6 +111,8 @@ def sampler_notes(spec: SearchSpec) -> list[str]:
             f"sampler {spec.search.sampler} learns nothing of pruned trials, only of others; "
             "tpe learns of all, or set search.pruner to none"
         ]
+    if spec.search.constraints and spec.search.sampler not in ("tpe", "gp", "nsga2"):
+        return [f"sampler {spec.search.sampler} does not learn of search.constraints; tpe, gp and nsga2 do"]
     return []
 
 
@@ -172,19 +175,28 @@ class _ShownStudy(Study):
         if any(trial.state == TrialState.FAIL for trial in trials):
             worst = None if self._as_pruned else _worse_than_all(trials, self.directions)
             trials = [
-                _as_worst(trial, worst) if trial.state == TrialState.FAIL and self._is_bad(trial) else trial
+                _as_worst(trial, worst, trials)
+                if trial.state == TrialState.FAIL and self._is_bad(trial)
+                else trial
                 for trial in trials
             ]
         shown = [trial for trial in trials if states is None or trial.state in states]
         return copy.deepcopy(shown) if deepcopy else shown
 
 
-def _as_worst(trial: FrozenTrial, values: Sequence[float] | None) -> FrozenTrial:
-    """A failed trial as completed with `values`, or where there are none as pruned before its first epoch."""
+def _as_worst(
+    trial: FrozenTrial, values: Sequence[float] | None, others: Sequence[FrozenTrial]
+) -> FrozenTrial:
+    """A failed trial as completed with `values`, or where there are none as pruned before its first epoch.
+
+    Of constraints nobody knows whether it would have met them; a sampler wants all trials to have the same.
+    """
     shown = copy.copy(trial)
     shown.state = TrialState.PRUNED if values is None else TrialState.COMPLETE
     shown.values = None if values is None else list(values)
     shown.intermediate_values = {}
+    names = {name for other in others for name in other.constraints}
+    shown.system_attrs = {**shown.system_attrs, **{f"{_CONSTRAINTS_KEY}:{name}": 0.0 for name in names}}
     return shown
 
 

@@ -22,6 +22,7 @@ from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.study import space
 from search.study.agenda import PHASE, SCREEN, Agenda, Step
+from search.study.constraints import misses
 from search.study.facts import ID, REFIT, RULE
 from search.study.pruners import build_pruner
 from search.study.results import ENDING, EPOCHS, RUN, STARTED, StudyResults
@@ -329,6 +330,9 @@ class SearchStudy(StudyResults):
         if row.optuna == TrialState.COMPLETE:
             assert best is not None, f"trial {number} completed without an epoch"
             values = [value_of(best, metric) for metric in self.spec.search.objective]
+        if values is not None or row.optuna == TrialState.PRUNED:
+            for name, missed in misses(best or {}, self.spec.search.constraints).items():
+                trial.set_constraint(name, missed)
         self._study.tell(trial, values, state=row.optuna)
 
     def _trial(self, number: int) -> optuna.Trial:

@@ -95,6 +95,7 @@ class TrialRecord:
             they are expected to be (`trainables.training.keeping`), where that is another value.
         params: the hyperparameters that something read.
         mlflow_run_id: None where MLflow has not told it yet, or was away.
+        violated: the constraints of the search that it misses, in words.
     """
 
     number: int
@@ -107,3 +108,4 @@ class TrialRecord:
     best: Mapping[str, float] | None
     params: Mapping[str, Any]
     mlflow_run_id: str | None
+    violated: tuple[str, ...] = ()

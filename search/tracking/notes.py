@@ -8,7 +8,7 @@ from typing import Any
 
 from search.console import short
 from search.spec.search_spec import SearchSpec
-from search.study.finalists import Finalist, Summary, interval_text, verdict
+from search.study.finalists import Finalist, Summary, interval_text, nothing_told, verdict
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending, TrialRecord
 from search.tracking.client import SEARCH_TAG, STATE_TAG
@@ -86,6 +86,8 @@ def _best(study: SearchStudy, best: Sequence[TrialRecord], metric: str) -> str:
     told = f"**Trial {number} is best**: `{metric}` {value:.4f}"
     if others and others[0].value is not None and not study.spec.multi_objective:
         told += f", {abs(value - others[0].value):.4f} from trial {others[0].number}, the next"
+    if study.chance is not None:
+        told += f". Nothing was found: it {nothing_told(study.chance)}"
     return told + "."
 
 

@@ -84,7 +84,7 @@ def _best_so_far(records: Sequence[TrialRecord], direction: str) -> Iterator[tup
         if record.state == "RUNNING":
             break
         told = record.number
-        if record.state != "COMPLETE" or record.value is None:
+        if record.state != "COMPLETE" or record.value is None or record.violated:
             continue
         is_better = best is None or (record.value > best if direction == "maximize" else record.value < best)
         if is_better:

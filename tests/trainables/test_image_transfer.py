@@ -19,7 +19,17 @@ from trainables.files.trial_folder import model_metric
 from trainables.image.data import DataConfig
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.image_transfer import ImageTransfer, TrialConfig
-from trainables.record import BEST, EPOCHS, EPOCHS_FILE, METRICS, MODEL_FOLDER, STATE_FILE, TEST_METRICS, TOLD
+from trainables.record import (
+    BEST,
+    EPOCHS,
+    EPOCHS_FILE,
+    METRICS,
+    MODEL_FOLDER,
+    MORE_SCORES,
+    STATE_FILE,
+    TEST_METRICS,
+    TOLD,
+)
 from trainables.training.delta import load_delta
 from trainables.training.keeping import EXPECTED, expected_name, value_of
 from trainables.training.loop import Training
@@ -86,8 +96,9 @@ def test_a_step_is_an_epoch_and_says_what_it_measured(make: Make, trial: Callabl
     results = [trainable.train() for _ in range(3)]
     assert [result["epoch"] for result in results] == [1, 2, 3]
     for result in results:
-        assert set(METRICS) <= set(result)
-        assert set(result[BEST]) == {"epoch", *METRICS, *map(expected_name, METRICS)}
+        told = {*METRICS, *MORE_SCORES}
+        assert told <= set(result)
+        assert set(result[BEST]) == {"epoch", *told, *map(expected_name, told)}
         assert result["pid"] == os.getpid()
         assert isinstance(result["node"], str)
         assert not result["done"]
@@ -128,7 +139,9 @@ def test_what_was_run_and_not_saved_is_run_again_and_told_once(
     result = make(config).train()
     assert result["epoch"] == 2  # the state is of epoch 1
     assert result[TOLD] == []
-    assert result[EPOCHS] == [{name: each[name] for name in ("epoch", *METRICS)} for each in results]
+    assert result[EPOCHS] == [
+        {name: each[name] for name in ("epoch", *METRICS, *MORE_SCORES)} for each in results
+    ]
     # Even what the clock says: it is the same epoch.
     assert {name: result[name] for name in METRICS} == {name: results[1][name] for name in METRICS}
     assert {path: path.read_bytes() for path in files} == files

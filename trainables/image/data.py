@@ -26,6 +26,7 @@ from trainables.image.data_config import ALLOWED_SOURCES, DataConfig
 from trainables.image.decode import UnreadableImage, decode, to_frame
 from trainables.image.fetched import fetched
 from trainables.image.folders import folder
+from trainables.image.grouping import group_names, joined, numbered
 from trainables.image.inventory import DataReport, reported
 from trainables.image.manifests import image_folder, manifest
 from trainables.image.preprocessing import Preprocessing
@@ -141,6 +142,7 @@ class ImageData:
         names: what to call each image to a person: a path below the source, or its place in it.
         report: what was found.
         orientation_matters: as `DataConfig` has it.
+        groups: int64 [N], which images belong together; None where nothing says so.
     """
 
     classes: tuple[str, ...]
@@ -150,6 +152,7 @@ class ImageData:
     names: tuple[str, ...]
     report: DataReport
     orientation_matters: bool = False
+    groups: Tensor | None = None
     _places: npt.NDArray[np.int64] = field(repr=False)
     _store: Store = field(repr=False)
 
@@ -211,6 +214,10 @@ def load(
     groups = np.unique(np.ascontiguousarray(items["content"]).view("V16")[:, 0], return_inverse=True)[
         1
     ].astype(np.int64)
+    owners = None
+    if config.group is not None and len(readable):
+        owners = group_names(config.group, [scan.names[place] for place in readable], source.columns)
+    kin = None if owners is None else joined(groups, numbered(owners))
     problems = _scan_problems(config, scan)
     assigned: Assignment | None = None
     if len(scan.classes) > 1 and len(readable):
@@ -222,6 +229,7 @@ def load(
             classes=scan.classes,
             shares={"validation": config.validation, "test": config.test},
             seed=config.seed,
+            kin=kin,
         )
         problems += assigned.problems
         problems += _limit_problems(config, assigned.codes, scan.classes)
@@ -241,7 +249,8 @@ def load(
         },
         fingerprint=_fingerprint(scan.classes, codes[used], labels[used], items["content"][used]),
         names=tuple(scan.names[place] for place in readable[used]),
-        report=reported(config.source, scan, readable, groups, assigned, codes),
+        report=reported(config.source, scan, readable, groups, assigned, codes, owners),
+        groups=None if kin is None else torch.from_numpy(kin[used]),
         orientation_matters=config.orientation_matters,
         _places=readable[used],
         _store=store,

@@ -33,6 +33,8 @@ class DataConfig:
         unreadable: `refuse` data with files that cannot be decoded, or `skip` these files.
         max_pixels: an image with more is taken for a decompression bomb.
         links: `inside`: symbolic links are followed where they stay in the source's folder; or `anywhere`.
+        group: a column of the table, or a pattern of the file name with one group in brackets: images of one
+            group are never in two splits.
         orientation_matters: whether a mirrored or turned image may be of another class; policies then keep
             images upright.
 
@@ -52,6 +54,7 @@ class DataConfig:
     max_pixels: int = MAX_PIXELS
     links: str = "inside"
     orientation_matters: bool = False
+    group: str | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -81,6 +84,7 @@ class DataConfig:
                 "a whole number above 0",
             ),
             ("links", self.links in ("inside", "anywhere"), "inside or anywhere"),
+            ("group", self.group is None or bool(self.group), "a column, or a pattern with one group"),
             ("orientation_matters", isinstance(self.orientation_matters, bool), "true or false"),
         ]
         for split in SPLITS:

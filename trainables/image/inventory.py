@@ -47,6 +47,8 @@ class DataReport:
         unused: images left out by a limit.
         imbalance: images of the commonest class over those of the rarest, in train.
         notes: what else a person should know.
+        groups: how many groups the images in use are of; None where nothing says what belongs together.
+        leaks: (group, image left out, its split, image of the group that stays, its split).
     """
 
     source: str
@@ -61,6 +63,8 @@ class DataReport:
     unused: int
     imbalance: float
     notes: tuple[str, ...]
+    groups: int | None = None
+    leaks: tuple[tuple[str, str, str, str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that survive JSON."""
@@ -103,6 +107,20 @@ class DataReport:
                     for group in self.conflicts
                 ]
             )
+        if self.groups is not None:
+            yield f"groups (data.group): {self.groups:,}, none of them in two splits"
+        if self.leaks:
+            leaking = list(dict.fromkeys(group for group, *_ in self.leaks))
+            yield (
+                f"WARNING: {len(leaking):,} groups leak: they are in several splits of the source; "
+                f"{len(self.leaks):,} of their images are left out, so that each is in its last split alone"
+            )
+            yield from _some(
+                [
+                    f"group {group}: {out} ({split}) left out, {kept} ({kept_split}) stays"
+                    for group, out, split, kept, kept_split in self.leaks
+                ]
+            )
         yield from self.notes
 
     def _class_lines(self) -> Iterator[str]:
@@ -134,9 +152,18 @@ def _tally(counts: dict[str, int]) -> str:
 
 
 def reported(
-    source: str, scan: Scan, readable: Ints, groups: Ints, assigned: Assignment, codes: Ints
+    source: str,
+    scan: Scan,
+    readable: Ints,
+    groups: Ints,
+    assigned: Assignment,
+    codes: Ints,
+    owners: Sequence[str] | None = None,
 ) -> DataReport:
-    """The report on a source: its readable items as assigned, and with `codes` after the limits."""
+    """The report on a source: its readable items as assigned, and with `codes` after the limits.
+
+    `owners` names the group that each readable item belongs to.
+    """
     items = scan.items[readable]
     names = [scan.names[place] for place in readable]
     labels = items["label"].astype(np.int64)
@@ -170,6 +197,13 @@ def reported(
         unused=int(((codes == UNSPLIT) & (assigned.codes != UNSPLIT)).sum()),
         imbalance=max(counts["train"].values()) / max(1, min(counts["train"].values())),
         notes=scan.notes,
+        groups=None
+        if owners is None
+        else len({owners[item] for item in np.flatnonzero(codes != UNSPLIT).tolist()}),
+        leaks=tuple(
+            ((owners or names)[out], names[out], SPLITS[given[out]], names[kept], SPLITS[given[kept]])
+            for out, kept in assigned.leaks
+        ),
     )
 
 

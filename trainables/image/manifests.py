@@ -64,6 +64,11 @@ def image_folder(path: Path, *, links: str = "inside") -> Source | None:
         splits=[folder for folder, each in tables for _ in each.paths] if is_split else tables[0][1].splits,
         several=tuple(row for _, each in tables for row in each.several),
         notes=tuple(dict.fromkeys(note for _, each in tables for note in each.notes)),
+        columns={
+            name: [cell for _, each in tables for cell in each.columns[name]]
+            for name in tables[0][1].columns
+            if all(name in each.columns for _, each in tables)
+        },
     )
     unnamed = {image.name for image in tree.walk(tree.base).images} - set(map(os.path.normpath, joined.paths))
     if unnamed:
@@ -102,7 +107,9 @@ def listed(
     problems += _split_problems(path, table.splits or ())
     if problems:
         raise DataError(problems)
-    return _source(path, base, names, table.labels, splits, (*table.notes, *notes))
+    source = _source(path, base, names, table.labels, splits, (*table.notes, *notes))
+    columns = {name: dict(zip(names, cells, strict=True)) for name, cells in table.columns.items()}
+    return replace(source, columns=columns)
 
 
 def _source(

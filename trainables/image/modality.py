@@ -103,6 +103,14 @@ class ImageModality(Classification):
         Image.fromarray(example.permute(1, 2, 0).numpy()).save(jpeg, "jpeg", quality=_PICTURE_QUALITY)
         return jpeg.getvalue()
 
+    def thumbnails(self, examples: Tensor) -> Tensor:
+        from torch.nn.functional import interpolate
+
+        from trainables.training.twins import SIDE
+
+        grey = examples.float().mean(1, keepdim=True)
+        return interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True)[:, 0]
+
     def predictor(self, loaded: LoadedModel) -> Classifier:
         from trainables.image.classifier import of_model
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +44,12 @@ class Source:
     Attributes:
         identity: hex; changes when a file changes size, time or mode, or comes or goes.
         listing: reads what there is, which may take a while.
+        columns: what a table says of each image beside path, label and split: by column, by name.
     """
 
     identity: str
     listing: Callable[[], Listing]
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def identity(kind: str, parts: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Table:
         splits: [N], or None without such a column.
         several: rows whose label is a list.
         notes: what was taken for what.
+        columns: what else there is, each [N].
     """
 
     paths: list[str]
@@ -38,6 +40,7 @@ class Table:
     splits: list[str] | None
     several: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def read_table(path: Path) -> Table:
@@ -74,6 +77,11 @@ def _table(path: Path, columns: dict[str, list[Any]], notes: list[str]) -> Table
         splits=None if split is None else [cell_text(cell) for cell in columns[split]],
         several=tuple(row for row, cell in enumerate(labels, 1) if isinstance(cell, list | tuple)),
         notes=tuple(notes),
+        columns={
+            name: [cell_text(cell) for cell in cells]
+            for name, cells in columns.items()
+            if name not in (*named.values(), split) and len(cells) == len(labels)
+        },
     )
 
 
@@ -82,7 +90,11 @@ def _parquet(path: Path) -> dict[str, list[Any]]:
     schema = parquet_schema(path)
     images = _image_column(schema)
     known = (*_PATHS, *_LABELS, "split")
-    wanted = [name for name in schema.names if named_column([name], known) and name != images]
+    wanted = [
+        name
+        for name in schema.names
+        if name != images and (named_column([name], known) or _is_plain(schema, name))
+    ]
     columns = parquet_columns(path, wanted)
     if images is not None:
         import pyarrow.parquet
@@ -104,9 +116,18 @@ def image_column(path: Path) -> str | None:
 def _image_column(schema: Any) -> str | None:
     import pyarrow
 
-    for field in schema:
-        kind = field.type
+    for each in schema:
+        kind = each.type
         holds_bytes = pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-        if holds_bytes or (named_column([field.name], _PATHS) and pyarrow.types.is_binary(kind)):
-            return str(field.name)
+        if holds_bytes or (named_column([each.name], _PATHS) and pyarrow.types.is_binary(kind)):
+            return str(each.name)
     return None
+
+
+def _is_plain(schema: Any, name: str) -> bool:
+    """Whether a column has a text or a whole number in each row."""
+    import pyarrow
+
+    kind = schema.field(name).type
+    tests = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_integer)
+    return any(test(kind) for test in tests)

@@ -20,7 +20,13 @@ TRAIN = "train"
 """The split that a trial is trained on."""
 
 
-_USUAL: Mapping[str, Any] = {"trained_on": [TRAIN], "members": [], "made_with": {}}
+_USUAL: Mapping[str, Any] = {
+    "trained_on": [TRAIN],
+    "members": [],
+    "made_with": {},
+    "factor": 1.0,
+    "calibration": {},
+}
 """What a card says where it does not say otherwise."""
 
 
@@ -45,6 +51,10 @@ class Card:
         members: what it averages, where it is an ensemble; all but the metric is then that of the first.
         made_with: versions of code and libraries, the kind of machine, and the digest of the `data`; empty
             where it was made before that was written down.
+        factor: of an ensemble, what the logarithms of its averaged probabilities are multiplied with; what a
+            single model's logits are multiplied with is in its weights.
+        calibration: of an export, its `temperature`, of what it was found, and what it does to the
+            expected calibration error; and under `conformal` the `threshold` of sets of classes.
     """
 
     backbone: str
@@ -58,6 +68,8 @@ class Card:
     trained_on: tuple[str, ...] = (TRAIN,)
     members: tuple[Member, ...] = ()
     made_with: Mapping[str, str] = field(default_factory=dict)
+    factor: float = 1.0
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -86,6 +98,8 @@ class Card:
             yield f"trained_on is {list(self.trained_on)}, but must name some of {', '.join(SPLITS)}"
         if not all(isinstance(value, str) for value in self.made_with.values()):
             yield "made_with must map names to text"
+        if not _is_positive(self.factor):
+            yield f"the factor is {self.factor!r}, but must be a positive number"
         for member in self.members:
             yield from member.problems(self)
 
@@ -106,6 +120,7 @@ class Card:
             "trained_on": list(self.trained_on),
             "members": [member.to_dict() for member in self.members],
             "made_with": dict(self.made_with),
+            "calibration": dict(self.calibration),
         }
         return {name: value for name, value in told.items() if value != _USUAL.get(name)}
 
@@ -121,7 +136,7 @@ class Card:
         if set(values) != known:
             raise ModelError(f"it has {sorted(values)}, but must have exactly {sorted(known)}")
         shapes = {"preprocessing": dict, "hparams": dict, "classes": list}
-        shapes |= {"trained_on": list, "members": list, "made_with": dict}
+        shapes |= {"trained_on": list, "members": list, "made_with": dict, "calibration": dict}
         for name, shape in shapes.items():
             if not isinstance(values[name], shape):
                 raise ModelError(f"{name} must be a {'list' if shape is list else 'mapping'}")
@@ -169,7 +184,7 @@ class Member:
             yield f"{self.name} has other classes, or takes other inputs, than the ensemble"
         for name in ("share", "factor"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            if not _is_positive(value):
                 yield f"the {name} of {self.name} is {value!r}, but must be a positive number"
         if not isinstance(self.trunk, int) or not 0 <= self.trunk < len(whole.members):
             yield f"the trunk of {self.name} is {self.trunk!r}, but must be a place among its trunks"
@@ -189,6 +204,10 @@ class Member:
         if not isinstance(values, dict) or set(values) != known or not isinstance(values["card"], dict):
             raise ModelError(f"a member must have exactly {sorted(known)}, its card a mapping")
         return cls(**{**values, "name": str(values["name"]), "card": Card.from_dict(values["card"])})
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _with_modality(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,10 @@ class Classification:
         """There is nothing to look at."""
         return None
 
+    def thumbnails(self, examples: Tensor) -> Tensor | None:
+        """There are none."""
+        return None
+
     def problems(self) -> Sequence[str]:
         """Nothing is added to it."""
         return ()

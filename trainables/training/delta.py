@@ -27,7 +27,16 @@ from trainables.training.card import Card, Member, ModelError
 from trainables.training.ensemble import EnsembleModel
 from trainables.training.model import TransferModel, build_model
 
-__all__ = ["LoadedModel", "Part", "card_of", "load_delta", "save_delta", "save_ensemble", "whole_model"]
+__all__ = [
+    "LoadedModel",
+    "Part",
+    "card_of",
+    "load_delta",
+    "save_delta",
+    "save_ensemble",
+    "scaled",
+    "whole_model",
+]
 
 CARD_FORMAT = 1
 CARD_BYTES = 16 * 2**20
@@ -159,6 +168,20 @@ def save_ensemble(directory: Path, parts: Sequence[Part], metric: Mapping[str, f
     return whole
 
 
+def scaled(loaded: LoadedModel, factor: float) -> LoadedModel:
+    """The same model, whose logits are multiplied with a factor; it takes the place of what was loaded."""
+    card, model = loaded.card, loaded.model
+    if isinstance(model, EnsembleModel):
+        model.factor = factor * card.factor
+        return LoadedModel(model, replace(card, factor=model.factor))
+    output = model.head.get_submodule("output")
+    assert isinstance(output, nn.Linear)
+    with torch.no_grad():
+        output.weight.mul_(factor)
+        output.bias.mul_(factor)
+    return LoadedModel(model, card)
+
+
 def whole_model(card: Card, tensors: Mapping[str, Tensor], path: Path) -> LoadedModel:
     """The model of a card and all its tensors, which came from `path`; needs no pretrained weights.
 
@@ -182,7 +205,7 @@ def _empty(card: Card) -> TransferModel | EnsembleModel:
         build_model(backbones[member.trunk], member.card.hparams, len(card.classes))
         for member in card.members
     ]
-    return EnsembleModel(models, card.members)
+    return EnsembleModel(models, card.members, card.factor)
 
 
 def _backbone(card: Card) -> Backbone:

@@ -36,10 +36,14 @@ class EnsembleModel(nn.Module):
     Args:
         models: the members as they stand alone; of those with one trunk the first one's is used.
         members: what their part is, in the same order.
+        factor: what the logarithms of the average are multiplied with, which is 1 for the average itself.
     """
 
-    def __init__(self, models: Sequence[TransferModel], members: Sequence[Member]) -> None:
+    def __init__(
+        self, models: Sequence[TransferModel], members: Sequence[Member], factor: float = 1.0
+    ) -> None:
         super().__init__()
+        self.factor = factor
         own: dict[int, nn.Module] = {}
         for model, member in zip(models, members, strict=True):
             own.setdefault(member.trunk, model.trunk)
@@ -61,7 +65,7 @@ class EnsembleModel(nn.Module):
         total = torch.zeros(())
         for part, logits in zip(self._parts, self.members(inputs), strict=True):
             total = total + part.share * (part.factor * logits).softmax(1)
-        return total.clamp(min=_LEAST).log()
+        return self.factor * total.clamp(min=_LEAST).log()
 
     def members(self, inputs: Tensor) -> list[Tensor]:
         """Logits [B, C] of each member, as it would give them alone."""

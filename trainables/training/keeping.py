@@ -48,7 +48,8 @@ def expected_name(metric: str) -> str:
 def expected(epochs: Mapping[int, Mapping[str, float]], window: Iterable[int]) -> dict[str, float]:
     """What the metrics of a window of epochs are expected to be: their means, under names of their own."""
     counting = [epochs[epoch] for epoch in window if epoch in epochs]  # states of old knew no epochs
-    return {expected_name(name): statistics.fmean(each[name] for each in counting) for name in counting[-1]}
+    known = [name for name in counting[-1] if all(name in each for each in counting)]
+    return {expected_name(name): statistics.fmean(each[name] for each in counting) for name in known}
 
 
 def value_of(kept: Mapping[str, float], metric: str) -> float:

@@ -12,7 +12,7 @@ import json
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ from trainables.training import optim
 from trainables.training.ahead import ahead, placed
 from trainables.training.averaging import build_ema
 from trainables.training.card import TRAIN, make_card
+from trainables.training.costs import costs
 from trainables.training.delta import save_delta
 from trainables.training.features import FrozenFeatures, JoinedFeatures, Views
+from trainables.training.folded import folded_scores
 from trainables.training.hparams import HParams
 from trainables.training.keeping import BEST_EPOCH, counted, expected
 from trainables.training.metrics import Scores
@@ -114,6 +116,8 @@ class Training:
         self._told_right: list[bool] | None = None  # in the last epoch, each validation image
         self._right: list[bool] | None = None  # the same in the epoch that is kept
         self._solved: SolvedHead | None = None
+        self._folded: dict[str, float] = {}  # what heads are expected to have, by folds
+        self._folded_right: list[bool] | None = None  # whether they tell each image that folds are of right
         self._penalty: Regulariser | None = None
         self._enter(self.phases[0])
 
@@ -161,28 +165,34 @@ class Training:
         rate = 0.0 if self._takes_no_steps else self._optimizer.param_groups[-1]["lr"]
         loss, images = self._train()
         measured = self._measure()
-        monitored = {
-            "train_loss": loss,
-            "val_loss": measured.loss,
-            "val_accuracy": measured.accuracy,
-            "val_macro_f1": measured.macro_f1,
-        }
-        self._schedule.epoch_end(monitored[self.settings.monitor.metric])
+        monitored = {"train_loss": loss, **measured.named("val")}
+        self._schedule.epoch_end(self._rising_or_falling(monitored))
         self.epoch += 1
         seconds = time.perf_counter() - began
         metrics = {
             **monitored,
+            **self._costs,
             "learning_rate": rate,
             "epoch_seconds": seconds,
             "images_per_second": images / seconds,
         }
+        if (wanted := self.settings.monitor.metric) not in metrics:
+            kind = self.hparams.modality
+            raise ValueError(
+                f"the objective {wanted} is none that {kind} data has; it has {', '.join(metrics)}"
+            )
         if self.epoch in self.epochs:  # run before, and not saved: what was told of it stands
             self.improved = self.best is not None and self.best["epoch"] == self.epoch
             return self.epochs[self.epoch]
         self.epochs[self.epoch] = metrics
         self.improved = self._is_kept(self.epoch)
-        self._right = self._told_right if self.improved else self._right
+        self._right = (self._folded_right or self._told_right) if self.improved else self._right
         return metrics
+
+    def _rising_or_falling(self, monitored: Mapping[str, float]) -> float:
+        """What a schedule looks at: the monitored score; where that is a cost, the loss."""
+        monitor, loss = self.settings.monitor, monitored["val_loss"]
+        return monitored.get(monitor.metric, -loss if monitor.maximize else loss)
 
     def _is_kept(self, epoch: int) -> bool:
         """Whether an epoch takes the place of the one that is kept, by the monitor's rule."""
@@ -193,7 +203,7 @@ class Training:
             kept = math.isfinite(metrics[monitor.metric])
         if kept:
             means = {} if monitor.rule == BEST_EPOCH else expected(self.epochs, counted(self.phases, epoch))
-            self.best = {"epoch": epoch, **metrics, **means}
+            self.best = {"epoch": epoch, **metrics, **means, **self._folded}
         return kept
 
     def adopt(self, epochs: Epochs) -> None:
@@ -219,6 +229,12 @@ class Training:
                 for (each,) in ahead(examples, self.device)
             ]
         return torch.cat(parts).cpu()
+
+    @functools.cached_property
+    def _costs(self) -> dict[str, float]:
+        """What the model costs, as far as that is asked for; it is the same in every epoch."""
+        blank = placed(self.backbone.preprocessing.blank(1), self.device)
+        return costs(self.model, blank, self.settings.costs) if self.settings.costs else {}
 
     # Phases
 
@@ -265,6 +281,8 @@ class Training:
         with torch.no_grad():
             if self.hparams.head_is_solved:
                 self._solved = self._solve(views)
+                if self.settings.folds and self.settings.trained_on == (TRAIN,):
+                    self._folded, self._folded_right = self._over_folds(model)
                 output = self.model.head.get_submodule("output")
                 assert isinstance(output, nn.Linear)
                 standard.set(self._solved.mean, self._solved.scale)
@@ -276,15 +294,39 @@ class Training:
         assert self._phase is not None
         self._applied[self._phase.first] = self._described(self._phase)
 
-    def _solve(self, views: Sequence[Callable[[], Tensor]]) -> SolvedHead:
-        labels = self.data.labels[self._trained_on].to(self.device)
-        weights = None if self._weights is None else self._weights[labels]
-        return solve(self.hparams.solver, views, labels, len(self.data.classes), weights=weights)
+    def _over_folds(self, model: TransferModel) -> tuple[dict[str, float], list[bool]]:
+        """The mean scores of heads on training and validation images that they were not fitted to."""
+        splits = (TRAIN, "validation")
+        clean = self._frozen(TRAIN, model, clean=True, of=splits)
+        drawn = self._frozen(TRAIN, model, of=splits)
+        count = 0 if self.policy.is_identity else self.settings.views or 1
+        views = [functools.partial(clean.view, 0), *(functools.partial(drawn.view, n) for n in range(count))]
+        return folded_scores(
+            functools.partial(self._solve, views, splits),
+            self.data,
+            torch.cat([self.data.splits[split] for split in splits]),
+            self._scores,
+            self.settings.folds,
+            self.settings.repeats,
+        )
 
-    def _frozen(self, split: str, model: TransferModel, *, clean: bool = False) -> Views:
+    def _solve(
+        self, views: Sequence[Callable[[], Tensor]], splits: Sequence[str] = (), folds: Tensor | None = None
+    ) -> SolvedHead:
+        """The head for what it is trained on, or for other `splits`."""
+        places = torch.cat([self.data.splits[each] for each in splits or self.settings.trained_on])
+        labels = self.data.labels[places].to(self.device)
+        weights = None if self._weights is None else self._weights[labels]
+        parts = None if folds is None else folds.to(self.device)
+        return solve(self.hparams.solver, views, labels, len(self.data.classes), weights=weights, folds=parts)
+
+    def _frozen(
+        self, split: str, model: TransferModel, *, clean: bool = False, of: Sequence[str] = ()
+    ) -> Views:
         """The frozen trunk's features of a split; those that a metric is computed of in full precision.
 
-        Of `train`, all that is trained on, as the policy draws it, or `clean` as it is evaluated.
+        Of `train`, all that is trained on, as the policy draws it, or `clean` as it is evaluated; or as if
+        `of` other splits were trained on.
         """
         training = split == TRAIN
         parts = [
@@ -300,7 +342,7 @@ class Training:
                 device=self.device,
                 progress=self.progress,
             )
-            for each in (self.settings.trained_on if training else (split,))
+            for each in ((of or self.settings.trained_on) if training else (split,))
         ]
         return parts[0] if len(parts) == 1 else JoinedFeatures(parts)
 

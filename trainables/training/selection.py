@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainables.training.solved import folds_of
+from trainables.training.folds import folds_of
 from trainables.training.temperature import inverse_temperatures
 
 __all__ = ["Selection", "select"]

@@ -42,6 +42,10 @@ class Settings:
             always in fp32, so that a model that is loaded again reproduces its metrics.
         trained_on: the splits that it trains on. Of images that it was trained on a validation score says
             only that the model is the one that was saved.
+        folds: in how many parts training and validation images are left out of a head that is solved for; 0:
+            it is worth what it has on the validation images.
+        repeats: how often these parts are drawn.
+        costs: which costs of the model its epochs report, names of `record.COSTS`.
     """
 
     monitor: Monitor = Monitor()
@@ -50,6 +54,9 @@ class Settings:
     threads: int = 1
     precision: str = "auto"
     trained_on: tuple[str, ...] = (TRAIN,)
+    costs: tuple[str, ...] = ()
+    folds: int = 0
+    repeats: int = 1
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:

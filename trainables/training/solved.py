@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.seeds import generator
+from trainables.training.folds import folds_of
 from trainables.training.logistic import logistic_path
 from trainables.training.ridge import Moments, RidgePath, targets_of
 from trainables.training.temperature import cross_entropy, inverse_temperatures
 
-__all__ = ["Point", "SolvedHead", "folds_of", "solve", "standardisation"]
+__all__ = ["Point", "SolvedHead", "solve", "standardisation"]
 
 FOLDS = 5
 LOGISTIC_FOLDS = 3
@@ -61,6 +61,7 @@ class SolvedHead:
         points: the path.
         chosen: place in it of the strength that the head has.
         left_out: by what the path was scored, in words.
+        scores: of each image, [N, C], by a solution that it was left out of; calibrated.
     """
 
     mean: Tensor
@@ -70,6 +71,7 @@ class SolvedHead:
     points: tuple[Point, ...]
     chosen: int
     left_out: str
+    scores: Tensor
 
     def described(self) -> dict[str, Any]:
         """The path in plain values, for the record."""
@@ -81,7 +83,13 @@ class SolvedHead:
 
 
 def solve(
-    kind: str, views: Sequence[View], labels: Tensor, classes: int, *, weights: Tensor | None = None
+    kind: str,
+    views: Sequence[View],
+    labels: Tensor,
+    classes: int,
+    *,
+    weights: Tensor | None = None,
+    folds: Tensor | None = None,
 ) -> SolvedHead:
     """The head of least left-out cross-entropy on a path of strengths.
 
@@ -92,12 +100,13 @@ def solve(
         labels: int64 [N], on the features' device.
         classes: how many there are.
         weights: of the images, [N]; None: all alike.
+        folds: int64 [N], what is left out together; None: as is best for the head.
     """
     weights = torch.ones(len(labels), device=labels.device) if weights is None else weights
     rows = _Rows(views, labels, classes, weights.double())
-    closed = kind == "ridge" and len(views) == 1 and len(labels) >= rows.width
-    count = FOLDS if kind == "ridge" else LOGISTIC_FOLDS
-    folds = None if closed else folds_of(labels, count)
+    closed = folds is None and kind == "ridge" and len(views) == 1 and len(labels) >= rows.width
+    if folds is None and not closed:
+        folds = folds_of(labels, FOLDS if kind == "ridge" else LOGISTIC_FOLDS)
     paths = {"ridge": _ridge, "logistic": _logistic}
     strengths, scores, linear = paths[kind](rows, folds)
     factors = inverse_temperatures(scores, labels, weights)
@@ -118,7 +127,8 @@ def solve(
         bias=bias.float(),
         points=points,
         chosen=chosen,
-        left_out="one image at a time" if closed else f"{count} folds of images",
+        left_out="one image at a time" if folds is None else f"{len(folds.unique())} folds of images",
+        scores=factors[chosen] * scores[chosen],
     )
 
 
@@ -177,15 +187,6 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     # Rounding makes a little of nothing.
     varies = scale > 1e-6 * mean.abs().clamp(min=1e-6)
     return mean, torch.where(varies, scale, torch.ones_like(scale))
-
-
-def folds_of(labels: Tensor, count: int) -> Tensor:
-    """The fold of each image, int64 [N]; each class is spread evenly over them."""
-    order = torch.randperm(len(labels), generator=generator(0, "folds")).to(labels.device)
-    order = order[labels[order].argsort(stable=True)]
-    folds = torch.empty_like(labels)
-    folds[order] = torch.arange(len(labels), device=labels.device) % count
-    return folds
 
 
 Path = tuple[Tensor, Tensor, Callable[[int], tuple[Tensor, Tensor]]]

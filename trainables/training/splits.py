@@ -33,11 +33,13 @@ class Assignment:
         codes: int64 [N], the position in `SPLITS`, or `UNSPLIT` for an item that is left out.
         dropped: pairs (item left out, identical item of another split that stays).
         problems: what keeps the splits from being used, each for a person to act on.
+        leaks: pairs (item left out, item of its kin in another split that stays).
     """
 
     codes: Ints
     dropped: tuple[tuple[int, int], ...]
     problems: tuple[str, ...]
+    leaks: tuple[tuple[int, int], ...] = ()
 
 
 def assign(
@@ -49,6 +51,7 @@ def assign(
     classes: Sequence[str],
     shares: Mapping[str, float],
     seed: int,
+    kin: Ints | None = None,
     item: str = "image",
 ) -> Assignment:
     """The split of every item.
@@ -63,11 +66,15 @@ def assign(
         labels, groups, given: [N] class, group of identical pixels, and code of the given split.
         ids: [N] a number that the pixels determine.
         shares: of `validation` and `test`, each 0 <= share < 1.
+        kin: [N] larger groups, each of which holds whole groups: items of one share a split too.
         item: what one is called in a message.
     """
     codes = given.copy()
     dropped = _straddling(codes, groups)
     codes[[item for item, _ in dropped]] = UNSPLIT
+    together = groups if kin is None else kin
+    leaks = [] if kin is None else _straddling(codes, kin)
+    codes[[item for item, _ in leaks]] = UNSPLIT
     is_pool = (given == UNSPLIT) | (codes == _TRAIN)
     wanted = [
         (code, shares[SPLITS[code]])
@@ -79,7 +86,12 @@ def assign(
     pool = np.flatnonzero(is_pool)
     if wanted and len(pool):
         codes[pool], problems = _carved(
-            labels[pool], groups[pool], _order(ids[pool], seed, "splits"), whereabouts, wanted
+            labels[pool],
+            together[pool],
+            _order(ids[pool], seed, "splits"),
+            whereabouts,
+            wanted,
+            of_kin=kin is not None,
         )
     else:
         codes[pool] = _TRAIN
@@ -90,7 +102,7 @@ def assign(
             if split == "train" or shares[split] > 0 or (given == code).any()
         ]
         problems = _absences(codes, whereabouts, in_use)
-    return Assignment(codes=codes, dropped=tuple(dropped), problems=tuple(problems))
+    return Assignment(codes=codes, dropped=tuple(dropped), problems=tuple(problems), leaks=tuple(leaks))
 
 
 def limited(items: Ints, *, labels: Ints, ids: npt.NDArray[np.uint64], limit: int | None, seed: int) -> Ints:
@@ -172,6 +184,8 @@ def _carved(
     keys: npt.NDArray[np.uint64],
     whereabouts: _Whereabouts,
     wanted: Sequence[tuple[int, float]],
+    *,
+    of_kin: bool = False,
 ) -> tuple[Ints, list[str]]:
     """Codes of the items with the wanted splits drawn from them, and problems."""
     _, first, group, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
@@ -187,7 +201,10 @@ def _carved(
     small: dict[int, int] = {}
     for label, members in enumerate(np.split(order, ends[:-1])):
         if len(members) <= len(wanted):
-            small[label] = len(members)
+            # Kin of several classes count as that which most of them have.
+            holding = len(np.unique(group[labels == label])) if of_kin else len(members)
+            if holding <= len(wanted):
+                small[label] = holding
             continue
         for place, (code, _) in enumerate(wanted):
             spare = len(wanted) - place
@@ -195,29 +212,31 @@ def _carved(
             of_group[chosen] = code
             members = members[of_group[members] == _TRAIN]
     codes: Ints = of_group[group]
-    return codes, list(_too_small(small, whereabouts, [SPLITS[code] for code, _ in reversed(wanted)]))
+    drawn = [SPLITS[code] for code, _ in reversed(wanted)]
+    return codes, list(_too_small(small, whereabouts, drawn, "group" if of_kin else whereabouts.item))
 
 
-def _too_small(small: Mapping[int, int], whereabouts: _Whereabouts, drawn: Sequence[str]) -> Iterator[str]:
-    """The classes that have fewer different images than there are splits to fill; ten and a count."""
+def _too_small(
+    small: Mapping[int, int], whereabouts: _Whereabouts, drawn: Sequence[str], noun: str
+) -> Iterator[str]:
+    """The classes that have fewer different images, or groups, than there are splits; ten and a count."""
     needed, names = len(drawn) + 1, " and ".join([", ".join(["train", *drawn[:-1]]), drawn[-1]])
-    fix = f"add {whereabouts.items}, or take the class out"
+    fix = f"add {noun}s, or take the class out"
     if len(drawn) > 1 and any(count == needed - 1 for count in small.values()):
         fix += f", or do without a test split (--set data.splits.test=0), where {needed - 1} suffice"
     if len(small) > _SHOWN:
         shown = [f"{whereabouts.classes[label]!r} ({count})" for label, count in list(small.items())[:_SHOWN]]
         yield (
-            f"{len(small):,} of {len(whereabouts.classes):,} classes have too few different "
-            f"{whereabouts.items}, where each needs at least {needed}, one for each of {names}: "
-            f"{', '.join(shown)} and {len(small) - _SHOWN:,} more; "
-            f"{fix.replace('the class', 'these classes')}"
+            f"{len(small):,} of {len(whereabouts.classes):,} classes have too few different {noun}s, where "
+            f"each needs at least {needed}, one for each of {names}: {', '.join(shown)} and "
+            f"{len(small) - _SHOWN:,} more; {fix.replace('the class', 'these classes')}"
         )
         return
     for label, count in small.items():
         yield (
             f"class {whereabouts.classes[label]!r} has {count} different "
-            f"{whereabouts.item}{'s' * (count != 1)}{whereabouts.elsewhere(label)}, but needs at least "
-            f"{needed}, one for each of {names}; {fix}{whereabouts.twin(label)}"
+            f"{noun}{'s' * (count != 1)}{whereabouts.elsewhere(label)}, but needs at least {needed}, one for "
+            f"each of {names}; {fix}{whereabouts.twin(label)}"
         )
 
 

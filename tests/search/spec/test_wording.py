@@ -35,7 +35,7 @@ def problems(text: str, *overrides: str) -> list[str]:
         (
             "trials: 6",
             "trials: 2\n  objective: {accuracy: maximize}",
-            "must be 'val_accuracy', 'val",
+            "must be one of 'train_loss', 'val_loss', 'val_accuracy'",
         ),
         ("trials: 6", "n_trials: 6", "did you mean trials?"),
         ("max_epochs: 4", "epochs: 4", "did you mean max_epochs?"),

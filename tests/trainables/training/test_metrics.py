@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from trainables.training.metrics import scores
+from trainables.training.metrics import calibration_error, scores
 
 
 def drawn(seed: int, classes: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,3 +41,29 @@ def test_a_network_that_diverged_has_no_score() -> None:
     logits[4, 1] = math.nan
     found = scores(logits, labels)
     assert all(math.isnan(value) for value in (found.loss, found.accuracy, found.macro_f1))
+
+
+def test_more_scores_are_those_of_scikit_learn() -> None:
+    from sklearn import metrics
+
+    numbers = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 7, (300,), generator=numbers)
+    logits = 2 * torch.randn(300, 7, generator=numbers).round(decimals=1)  # with ties
+    logits[torch.arange(300), labels] += 1
+    found, shares = scores(logits, labels), logits.double().softmax(1).numpy()
+    assert found.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(labels, logits.argmax(1)))
+    areas = [metrics.roc_auc_score(labels.numpy() == each, shares[:, each]) for each in range(7)]
+    assert found.auroc == pytest.approx(sum(areas) / 7)
+    assert found.top5_accuracy == pytest.approx(metrics.top_k_accuracy_score(labels, shares, k=5))
+    assert found.named("val")["val_loss"] == found.loss
+
+
+def test_calibration_error_is_the_gap_of_sureness_and_right_answers() -> None:
+    shares = torch.tensor([[0.9, 0.1]] * 10)
+    labels = torch.tensor([0] * 6 + [1] * 4)
+    assert calibration_error(shares, labels) == pytest.approx(0.3)
+    assert calibration_error(torch.tensor([[1.0, 0.0]]), torch.tensor([0])) == 0.0
+    numbers = torch.Generator().manual_seed(0)
+    honest = (2 * torch.randn(20_000, 4, generator=numbers)).softmax(1)
+    drawn = honest.multinomial(1, generator=numbers).squeeze(1)
+    assert calibration_error(honest, drawn) < 0.01

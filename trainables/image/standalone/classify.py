@@ -64,9 +64,12 @@ class Classifier:
         self._session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
         card = json.loads(self._session.get_modelmeta().custom_metadata_map["transfer_search.card"])
         self.classes: list[str] = card["classes"]
+        self._least = card.get("calibration", {}).get("conformal", {}).get("threshold")
 
     def classify(self, images: Iterable[Any]) -> list[dict[str, Any]]:
         """For each image its `label`, `probability`, and `probabilities` by class.
+
+        Where its card has conformal sets, `set` has classes of which one is true as often as it says.
 
         Raises:
             NoImage: for the first that cannot be read.
@@ -101,11 +104,15 @@ class Classifier:
 
     def _told(self, shares: npt.NDArray[np.float32]) -> dict[str, Any]:
         best = int(shares.argmax())
-        return {
+        told = {
             "label": self.classes[best],
             "probability": float(shares[best]),
             "probabilities": dict(zip(self.classes, map(float, shares), strict=True)),
         }
+        if self._least is not None:
+            order = shares.argsort()[::-1]
+            told["set"] = [self.classes[i] for i in order if i == best or shares[i] >= self._least]
+        return told
 
 
 def pixels(image: Any) -> Pixels:

@@ -109,7 +109,8 @@ class Ensemble(Model):
             if key not in read:
                 read[key] = _features(self.trunks[member["trunk"]], stages, taken)
             total = total + member["share"] * (member["factor"] * head(read[key])).softmax(1)
-        return total.clamp(min=1e-30).log()
+        logits: Tensor = self.card.get("factor", 1.0) * total.clamp(min=1e-30).log()
+        return logits
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,93 @@
+"""A model on its way out, calibrated: its temperature, its calibration error, its sets of classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from search.results.evaluation import split_logits
+from search.results.rows import TrialRow, trial_folder
+from search.search import Search
+from trainables.modality import Data, Modality
+from trainables.record import MODEL_FOLDER
+from trainables.training.calibration import Calibration, calibrated, threshold
+from trainables.training.card import ModelError
+from trainables.training.delta import LoadedModel, load_delta, scaled
+from trainables.training.metrics import calibration_error
+
+__all__ = ["calibrated_model"]
+
+_LEFT_OUT = "scores of training images, left out of the head that was solved for"
+
+
+def calibrated_model(search: Search, row: TrialRow, loaded: LoadedModel, data: Data) -> LoadedModel:
+    """The model with probabilities that mean what they say, and a card that says how far they do.
+
+    The temperature is found on the validation images. A refit has seen these: it has the temperature that
+    its trial's model, which has not, needs on them; or where its head is solved for, what left-out scores
+    gave it.
+    Labels stay what they are.
+
+    Args:
+        search: whose model it is.
+        row: of the model.
+        loaded: the model, which is changed.
+        data: that it was trained on.
+    """
+    kind, labels = search.spec.modality, data.labels[data.splits["validation"]]
+    if not loaded.card.has_seen_validation:
+        logits = split_logits(kind.predictor(loaded), data, "validation")
+        found, of = calibrated(logits, labels), f"{len(labels):,} validation images"
+        errors = (found.before, found.after, f"{of}, each by a temperature of the others")
+    else:
+        try:
+            own = load_delta(trial_folder(search, row) / MODEL_FOLDER)
+        except ModelError:
+            return loaded  # of the trial nothing is left to find a temperature with
+        logits = split_logits(kind.predictor(own), data, "validation")
+        found, of = calibrated(logits, labels), f"{len(labels):,} validation images, before the refit"
+        hparams = loaded.card.hparams
+        if hparams.strategy == "probe" and hparams.head_is_solved:
+            found, of = Calibration(factor=1.0, before=found.before, after=found.before), _LEFT_OUT
+        errors = _on_test(kind, loaded, data, found.factor) or (found.before, found.after, of)
+    told: dict[str, Any] = {
+        "temperature": 1 / found.factor,
+        "found_on": of,
+        "error_before": errors[0],
+        "error_after": errors[1],
+        "measured_on": errors[2],
+    }
+    if coverage := search.spec.search.conformal:
+        shares = (found.factor * logits.double()).softmax(1)
+        least = threshold(shares, labels, coverage)
+        told["conformal"] = {"coverage": coverage, "threshold": least, "images": len(labels)}
+    changed = scaled(loaded, found.factor)
+    metric = {**loaded.card.metric, **_changed(kind, found.factor * logits, labels, loaded)}
+    return LoadedModel(changed.model, replace(changed.card, metric=metric, calibration=told))
+
+
+def _on_test(
+    kind: Modality[Any], loaded: LoadedModel, data: Data, factor: float
+) -> tuple[float, float, str] | None:
+    """The calibration errors on the test images, before and after; None where there are none."""
+    labels = data.labels[data.splits["test"]]
+    if not len(labels):
+        return None
+    logits = split_logits(kind.predictor(loaded), data, "test").double()
+    before, after = (calibration_error((each * logits).softmax(1), labels) for each in (1.0, factor))
+    return before, after, f"{len(labels):,} test images"
+
+
+def _changed(kind: Modality[Any], logits: Tensor, labels: Tensor, loaded: LoadedModel) -> dict[str, float]:
+    """The recorded scores that a temperature changes; of images that trained the model they are none."""
+    if loaded.card.has_seen_validation:
+        return {}
+    scores = kind.scores(logits.float(), labels).named("val")
+    known = loaded.card.metric
+    return {
+        name: scores[name]
+        for name in ("val_loss", "val_calibration_error")
+        if name in known and name in scores
+    }
