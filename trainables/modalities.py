@@ -12,7 +12,7 @@ from trainables.plugins import Registry, takes
 
 __all__ = ["MODALITIES", "modality"]
 
-_OWN = {"image": "trainables.image.modality:IMAGE"}
+_OWN = {"image": "trainables.image.modality:IMAGE", "text": "trainables.text.modality:TEXT"}
 """Those of this package; named rather than imported, since each is made of what stands above this module."""
 
 

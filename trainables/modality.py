@@ -2,7 +2,7 @@
 
 `training/` and the whole service know a modality by this protocol alone. Examples and inputs are each one
 tensor whose first axis counts them, so that they can be indexed, split and moved: of images frames uint8
-[B, 3, S, S]; of text, say, int64 [B, 2, L] that holds token ids and their mask. What the numbers mean is
+[B, 3, S, S]; of texts int64 [B, 3, L] that hold tokens, their mask and their words. What the numbers mean is
 between the modality's data, its policies and its preprocessing.
 
 Nothing here imports torch, and a module that holds a modality should not either before a method is called:
@@ -215,6 +215,10 @@ class Predictor(Protocol):
 class Exporter(Protocol):
     """A model on its way into files."""
 
+    @property
+    def needs(self) -> Sequence[str]:
+        """The packages that a served model needs beside MLflow's own."""
+
     def names(self, kind: str) -> Sequence[str]:
         """What the files of a format are called, the model's first."""
 
@@ -228,8 +232,8 @@ class Exporter(Protocol):
             ValueError: where it differs from the model.
         """
 
-    def sample(self, data: Any) -> bytes:
-        """A validation example as a file's bytes, which a served model takes.
+    def sample(self, data: Any) -> Mapping[str, bytes | str]:
+        """A validation example as a served model takes it: by the column's name a file's bytes, or text.
 
         Raises:
             ValueError: where none is served.
@@ -249,6 +253,7 @@ class Modality(Hashable, Protocol[H]):
     Attributes:
         name: the value of the spec's `data.modality`.
         hparams: what a trial can vary: a subclass of `training.hparams.HParams`.
+        item: what one example is called, such as `image`.
         suffixes: how the names of files end that hold an example each, in lower case.
         export_files: the formats that a model is exported in, and what their files are called.
         backbone_knobs: the knobs that decide which backbone is built, `backbone` and `weights` among them.
@@ -259,6 +264,9 @@ class Modality(Hashable, Protocol[H]):
 
     @property
     def hparams(self) -> type[H]: ...
+
+    @property
+    def item(self) -> str: ...
 
     @property
     def backbone_knobs(self) -> tuple[str, ...]: ...

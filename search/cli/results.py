@@ -6,7 +6,7 @@ import csv
 import json
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,36 +158,46 @@ def report(
 @commands.command()
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `export` wrote.", show_default=False)],
-    images: Annotated[
+    given: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE...", help="Image files, folders of them, or globs.", show_default=False
+            metavar="FILE...", help="Image or text files, folders of them, or globs.", show_default=False
         ),
     ],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to name for each image.")] = 1,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name for each.")] = 1,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Take each line of the files for a text; - is standard input.")
+    ] = False,
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """Classify image files with an exported model; 1 is the exit code where one cannot be read."""
+    """Classify image or text files with an exported model; 1 is the exit code where one cannot be read."""
     from search.results.export import open_export
-    from search.results.predictions import image_files, predictions
+    from search.results.predictions import example_files, lines_of, predictions
     from trainables.modalities import modality
 
     classifier = open_export(folder)
-    files = image_files(images, modality(classifier.card.hparams.modality).suffixes)
-    answers = predictions(classifier, files, None if as_json else top)
+    kind = modality(classifier.card.hparams.modality)
+    items: Sequence[Path | str]
+    if lines:
+        items = lines_of(given)
+    else:
+        items = example_files(given, kind.suffixes, kind.item)
+    answers = predictions(classifier, items, None if as_json else top)
     write = _json_answers if as_json else _csv_answers if as_csv else _lines
-    broken = write(answers, top)
+    broken = write(answers, top, kind.item)
     if broken:
-        errors.print(f"{broken} of {len(files)} files could not be read", style="yellow")
+        errors.print(
+            f"{broken} of {len(items)} {'lines' if lines else 'files'} could not be read", style="yellow"
+        )
         raise typer.Exit(1)
 
 
-def _json_answers(answers: Iterable[Prediction], top: int) -> int:
-    """Prints a list with an object an image as it comes; returns how many could not be read."""
+def _json_answers(answers: Iterable[Prediction], top: int, name: str) -> int:
+    """Prints a list with an object an example as it comes; returns how many could not be read."""
     broken, separator = 0, "[\n"
     for answer in answers:
-        row: dict[str, Any] = {"image": str(answer.image)}
+        row: dict[str, Any] = {name: str(answer.item)}
         if answer.error:
             broken += 1
             row["error"] = answer.error
@@ -201,27 +211,27 @@ def _json_answers(answers: Iterable[Prediction], top: int) -> int:
     return broken
 
 
-def _csv_answers(answers: Iterable[Prediction], top: int) -> int:
+def _csv_answers(answers: Iterable[Prediction], top: int, name: str) -> int:
     writer = csv.writer(sys.stdout)
     ranks = [""] if top == 1 else [f"_{rank + 1}" for rank in range(top)]
     columns = [f"{name}{rank}" for rank in ranks for name in ("label", "probability")]
-    writer.writerow(["image", *columns, "error"])
+    writer.writerow([name, *columns, "error"])
     broken = 0
     for answer in answers:
         broken += bool(answer.error)
         cells: list[Any] = [cell for pair in answer.top for cell in pair]
-        writer.writerow([answer.image, *cells, *[""] * (2 * len(ranks) - len(cells)), answer.error])
+        writer.writerow([answer.item, *cells, *[""] * (2 * len(ranks) - len(cells)), answer.error])
     return broken
 
 
-def _lines(answers: Iterable[Prediction], top: int) -> int:
+def _lines(answers: Iterable[Prediction], top: int, name: str) -> int:
     broken = 0
     for answer in answers:
         broken += bool(answer.error)
         told = ", ".join(f"{label} ({probability:.3f})" for label, probability in answer.top)
         told += "" if answer.within is None else f"  one of: {', '.join(answer.within)}"
         console.print(
-            f"{answer.image}: {told or answer.error}",
+            f"{answer.item}: {told or answer.error}",
             style="red" if answer.error else None,
             markup=False,
             highlight=False,

@@ -68,6 +68,7 @@ class Registration:
             metrics = {name: value for name, value in metrics.items() if not name.startswith("val_")}
         metrics |= row.test
         told = f"{metric} {row.value:.4f} at epoch {row.epoch}"
+        items = f"{self._model.modality.item}s"
         return Candidate(
             search=self._search.name,
             search_id=self._search.study.search_id,
@@ -83,13 +84,20 @@ class Registration:
             description=(
                 f"{model_told(row).capitalize()} of the search "
                 f"**{self._search.name}**: {told}, on "
-                f"{len(data.splits['validation']):,} validation images of `{self._search.spec.data.source}` "
+                f"{len(data.splits['validation']):,} validation {items} of `{self._search.spec.data.source}` "
                 f"(fingerprint `{data.fingerprint}`).\n\n"
-                "Takes the bytes of image files in the column `image` (base64 over HTTP); "
-                f"gives `label`, `probability` and `probabilities` of {', '.join(data.classes[:20])}"
-                + ("…" if len(data.classes) > 20 else ".")
+                f"{self._taken}; gives `label`, `probability` and `probabilities` of "
+                f"{', '.join(data.classes[:20])}" + ("…" if len(data.classes) > 20 else ".")
             ),
         )
+
+    @property
+    def _taken(self) -> str:
+        """What a served model takes, in words."""
+        ((column, example),) = self._exporter.sample(self._data).items()
+        if isinstance(example, bytes):
+            return f"Takes the bytes of {column} files in the column `{column}` (base64 over HTTP)"
+        return f"Takes texts in the column `{column}`"
 
     def check(self, *, force: bool) -> None:
         """Checks that the alias may move to this model.
@@ -116,6 +124,7 @@ class Registration:
                 graph=folder / graph,
                 code=folder / code,
                 example=self._exporter.sample(self._data),
+                needs=self._exporter.needs,
             )
 
     def _measure(self, graph: Path) -> float | None:

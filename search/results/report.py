@@ -65,6 +65,7 @@ def report(search: Search) -> str:
     )
     return pages.get_template("report.html.j2").render(
         name=search.name,
+        items=f"{search.spec.modality.item}s",
         metric=metric,
         told=_told(search, metric),
         winners=[_winner(search, row) for row in winners],
@@ -114,7 +115,12 @@ def _winner(search: Search, row: TrialRow) -> dict[str, Any]:
         else f"Nothing was found: it {nothing_told(row.chance)}",
         "made": made_told(row),
         "finalists": [],
-        "titles": (f"{metric} (selected)", "on new images", "epoch", *(name for name, _ in params)),
+        "titles": (
+            f"{metric} (selected)",
+            f"on new {search.spec.modality.item}s",
+            "epoch",
+            *(name for name, _ in params),
+        ),
         "cells": (
             f"{row.value:.4f}",
             "" if row.corrected is None else f"{row.corrected:.4f}",
@@ -180,7 +186,8 @@ def _data(study: SearchStudy) -> str:
         return f"Data: {source}."
     images = ", ".join(f"{count:,} {split}" for split, count in known["images"].items())
     return (
-        f"Data: {source}, {images} images in {len(known['classes'])} classes (fingerprint {known['data']})."
+        f"Data: {source}, {images} {study.spec.modality.item}s in {len(known['classes'])} classes "
+        f"(fingerprint {known['data']})."
     )
 
 
@@ -194,9 +201,9 @@ def _interval(search: Search, row: TrialRow) -> str:
     if row.value is None or sample is None or not is_share(search.metric):
         return ""
     low, high = interval(row.value, sample.count)
-    chosen = search.study.progress().completed
+    chosen, items = search.study.progress().completed, f"{search.spec.modality.item}s"
     return (
-        f"On new images {low:.4f} to {high:.4f} (95 %), were it not the best of {chosen} that these images "
+        f"On new {items} {low:.4f} to {high:.4f} (95 %), were it not the best of {chosen} that these {items} "
         "chose: the test split, which finalists are scored on, tells more."
     )
 

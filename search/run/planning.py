@@ -97,7 +97,8 @@ class Plan:
             best = f"the best {spec.search.ensemble} trials' probabilities averaged"
             yield f"ensemble: {best}, if that is better than the winner alone"
         if spec.search.refit and not spec.multi_objective:
-            yield "refit: in the end the winner's configuration once more, on training and validation images"
+            both = f"training and validation {spec.modality.item}s"
+            yield f"refit: in the end the winner's configuration once more, on {both}"
         yield self._disk()
         yield f"home: {self.home.root}"
         if spec.checkpoints:
@@ -125,8 +126,8 @@ class Plan:
         search = self.spec.search
         assert search.finalists is not None
         runs = min(search.finalists.top, search.trials) * search.finalists.seeds
-        images = len(self.data.splits["test"])
-        scored = f"each scored once on the {images:,} test images" if images else "no test images to score"
+        count, items = len(self.data.splits["test"]), f"{self.spec.modality.item}s"
+        scored = f"each scored once on the {count:,} test {items}" if count else f"no test {items} to score"
         return (
             f"finalists: then the best {search.finalists.top} again on {search.finalists.seeds} fresh seeds, "
             f"{runs} runs of up to {search.max_epochs} epochs, unpruned: {runs * search.max_epochs:,} epochs "

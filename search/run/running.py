@@ -142,7 +142,8 @@ def run_search(
         winner = search.to_refit if outcome is not Outcome.STOPPED else None
         if winner is not None:
             refit = search.begin_refit(winner)
-            told = f"refit: the configuration of trial {winner.trial} on training and validation images"
+            items = f"{spec.modality.item}s"
+            told = f"refit: the configuration of trial {winner.trial} on training and validation {items}"
             if run_part(refit, home.refit, told, trained_on=REFIT_ON) is Outcome.STOPPED:
                 outcome = Outcome.STOPPED
         _finish(search, trackers, outcome, console)

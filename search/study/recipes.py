@@ -64,7 +64,7 @@ def recipe_of(spec: SearchSpec, strategy: str) -> dict[str, Any]:
     fixed = {name: domain.value for name, domain in spec.space.items() if isinstance(domain, Fixed)}
     known = RECIPES[strategy]
     told = next((each for each in known if _admits(spec, each)), known[-1])
-    found = {name: offered(spec, name, value) for name, value in told.items()}
+    found = {name: offered(spec, name, value) for name, value in told.items() if name in spec.knobs}
     values = {**fixed, **{name: each.value for name, each in found.items() if each}, "strategy": strategy}
     return {name: value for name, value in values.items() if spec.knobs[name].rows is None}
 

@@ -1,7 +1,7 @@
 """Registered models: an exported graph that serves anywhere, and an alias that only moves to what is better.
 
-What is registered needs onnxruntime, numpy, Pillow and MLflow, and not this package: its code is the
-`classify.py` of an export. It takes the bytes of image files, in base64 over HTTP, and opens no path.
+What is registered needs onnxruntime, MLflow and what reads an example, and not this package: its code is the
+`classify.py` of an export. It takes texts, or bytes of image files, in base64 over HTTP; it opens no path.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "check_names", "defended", "registered", "served_model"]
 
+Example = Mapping[str, bytes | str]
+
 LOADER = "transfer_search_classify"
-_REQUIRED = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
+_REQUIRED = ("mlflow", "pandas")
 _NAME = re.compile(r"[^/:]+")
 _ALIAS = re.compile(r"(?!v\d+$|latest$)[A-Za-z0-9_-]+", re.IGNORECASE)
 
@@ -155,13 +157,16 @@ def _measured(
         return measure(graphs[0]) if graphs else None
 
 
-def served_model(graph: Path, code: Path, example: bytes, folder: Path, **identity: Any) -> None:
+def served_model(
+    graph: Path, code: Path, example: Example, needs: Sequence[str], folder: Path, **identity: Any
+) -> None:
     """Writes the MLflow model of an exported graph to a new folder.
 
     Args:
         graph: `model.onnx` of an export.
         code: its `classify.py`.
-        example: the bytes of an image file.
+        example: by the column's name the bytes of a file, or text.
+        needs: the packages that the code needs.
         folder: what is written.
         identity: `run_id` and `model_id`, where they are known.
     """
@@ -170,26 +175,33 @@ def served_model(graph: Path, code: Path, example: bytes, folder: Path, **identi
     from mlflow.models import Model
 
     with tempfile.TemporaryDirectory() as temporary:
-        renamed = shutil.copyfile(code, Path(temporary) / f"{LOADER}.py")
+        # Of its own name, since a process may open models of several kinds.
+        loader = LOADER if "image" in example else "_".join([LOADER, *example])
+        renamed = shutil.copyfile(code, Path(temporary) / f"{loader}.py")
         mlflow.pyfunc.save_model(
             str(folder),
-            loader_module=LOADER,
+            loader_module=loader,
             data_path=str(graph),
             code_paths=[str(renamed)],
-            signature=_signature(),
-            input_example=pd.DataFrame({"image": [example]}),
-            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIRED],
+            signature=_signature(example),
+            input_example=pd.DataFrame({column: [cell] for column, cell in example.items()}),
+            pip_requirements=[f"{name}=={version(name)}" for name in sorted({*_REQUIRED, *needs})],
             mlflow_model=Model(**identity),
         )
 
 
-def _signature() -> ModelSignature:
+def _signature(example: Example) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Array
 
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        inputs=Schema(
+            [
+                ColSpec(DataType.binary if isinstance(cell, bytes) else DataType.string, column)
+                for column, cell in example.items()
+            ]
+        ),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "label"),
@@ -208,14 +220,15 @@ def registered(
     *,
     graph: Path,
     code: Path,
-    example: bytes,
+    example: Example,
+    needs: Sequence[str],
 ) -> str:
     """Logs an exported graph as a model of its trial's run and registers it; returns the version.
 
     Raises:
         TrackingError: if MLflow refuses, with its reason.
 
-    `graph`, `code` and `example` are as `served_model` takes them.
+    `graph`, `code`, `example` and `needs` are as `served_model` takes them.
     """
     from mlflow.exceptions import MlflowException
 
@@ -226,7 +239,7 @@ def registered(
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        model_id = _logged(client, candidate, graph, code, example)
+        model_id = _logged(client, candidate, graph, code, example, needs)
         made = client.create_model_version(
             name,
             source=f"models:/{model_id}",
@@ -253,7 +266,14 @@ def _tags(candidate: Candidate) -> dict[str, str]:
     }
 
 
-def _logged(client: MlflowClient, candidate: Candidate, graph: Path, code: Path, example: bytes) -> str:
+def _logged(
+    client: MlflowClient,
+    candidate: Candidate,
+    graph: Path,
+    code: Path,
+    example: Example,
+    needs: Sequence[str],
+) -> str:
     """The id of a new logged model that serves the graph."""
     from mlflow.entities import Metric
 
@@ -268,7 +288,7 @@ def _logged(client: MlflowClient, candidate: Candidate, graph: Path, code: Path,
     try:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            served_model(graph, code, example, folder, run_id=candidate.run, model_id=model.model_id)
+            served_model(graph, code, example, needs, folder, run_id=candidate.run, model_id=model.model_id)
             client.log_model_artifacts(model.model_id, str(folder))
     except BaseException:
         client.finalize_logged_model(model.model_id, "FAILED")

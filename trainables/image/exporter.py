@@ -24,6 +24,8 @@ _TOLERANCE = 0.01  # of a probability
 class ImageExporter:
     """Writes a model as graphs, traced once for all formats, and as tensors."""
 
+    needs = ("numpy", "onnxruntime", "pillow")
+
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._whole = WholeModel(loaded)
@@ -62,12 +64,12 @@ class ImageExporter:
                 )
         return f"{len(chosen)} images at their own sizes: probabilities differ by at most {largest:.1g}"
 
-    def sample(self, data: ImageData) -> bytes:
+    def sample(self, data: ImageData) -> Mapping[str, bytes | str]:
         """A validation image as a PNG."""
         image = data.image(int(data.splits["validation"][0]))
         output = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(output, "PNG")
-        return output.getvalue()
+        return {"image": output.getvalue()}
 
     def facts(self, folder: Path) -> Mapping[str, Any]:
         """The version of ONNX's operators, where there is such a file."""

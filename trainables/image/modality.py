@@ -46,6 +46,7 @@ class ImageModality(Classification):
     """Files that Pillow decodes; policies of geometry and colour; the networks of torchvision and timm."""
 
     name = "image"
+    item = "image"
     hparams = ImageHParams
     suffixes = EXTENSIONS
     export_files = FILES

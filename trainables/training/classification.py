@@ -24,7 +24,7 @@ class Classification:
 
     Attributes:
         suffixes: how the names of files end that hold an example each.
-        item: what one example is called in the column of a frame.
+        item: what one example is called, in the column of a frame too.
     """
 
     suffixes: Collection[str] = ()
@@ -59,7 +59,8 @@ class Classification:
         """What tells the classes of what `read` takes."""
         from trainables.training.predicting import ItemPredictor
 
-        return ItemPredictor(loaded, lambda item: self.read(item, loaded.card.preprocessing), self.item)
+        card = loaded.card
+        return ItemPredictor(card, loaded.model, lambda item: self.read(item, card.preprocessing), self.item)
 
     def exporter(self, loaded: LoadedModel) -> Exporter:
         """Writes tensors."""

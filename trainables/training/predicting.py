@@ -29,23 +29,25 @@ class ItemPredictor:
     """Tells the classes of examples as they come.
 
     Args:
-        loaded: the model.
+        card: what the model is.
+        model: maps inputs [B, ...] to logits [B, C].
         read: makes an example, a tensor, of whatever a person has of one.
         column: of a frame that holds examples.
     """
 
-    def __init__(self, loaded: LoadedModel, read: Callable[[Any], Tensor], column: str) -> None:
-        self.card: Card = loaded.card
-        self._model, self._read, self._column = loaded.model, read, column
-        kind: Modality[Any] = modality(loaded.card.hparams.modality)
-        self._plain = kind.plain(loaded.card.preprocessing)
+    def __init__(
+        self, card: Card, model: Callable[[Tensor], Tensor], read: Callable[[Any], Tensor], column: str
+    ) -> None:
+        self.card = card
+        self._model, self._read, self._column = model, read, column
+        kind: Modality[Any] = modality(card.hparams.modality)
+        self._plain = kind.plain(card.preprocessing)
 
     def logits(self, examples: Tensor) -> Tensor:
         """Logits [B, C] of examples [B, ...]."""
         with torch.no_grad():
             seeds = torch.zeros(len(examples), dtype=torch.int64)
-            found: Tensor = self._model(self._plain(examples, seeds))
-        return found
+            return self._model(self._plain(examples, seeds))
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One row an example: `label`, `probability`, and `probabilities` of all classes in order.
@@ -119,7 +121,12 @@ class TensorsExporter:
         """Nothing: a file of tensors is the model that was trained."""
         return ""
 
-    def sample(self, data: Data) -> bytes:
+    @property
+    def needs(self) -> Sequence[str]:
+        """None, since it is not served."""
+        return ()
+
+    def sample(self, data: Data) -> Mapping[str, bytes | str]:
         """There is none.
 
         Raises:

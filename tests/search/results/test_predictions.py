@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from search.errors import BadInput
-from search.results.predictions import image_files, predictions
+from search.results.predictions import example_files, predictions
 from trainables.image.backbones import build
 from trainables.image.classifier import Classifier
 from trainables.image.endings import EXTENSIONS
@@ -42,10 +42,10 @@ def test_a_broken_file_is_a_row_and_the_others_have_their_answers(
     draw(tmp_path, 150)
     for place in (3, 70, 149):
         (tmp_path / f"{place:04}.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    found = list(predictions(classifier, image_files([str(tmp_path)], EXTENSIONS)))
-    assert [answer.image.name for answer in found] == [f"{place:04}.png" for place in range(150)]
+    found = list(predictions(classifier, example_files([str(tmp_path)], EXTENSIONS)))
+    assert [answer.item.name for answer in found] == [f"{place:04}.png" for place in range(150)]
     broken = [answer for answer in found if answer.error]
-    assert [answer.image.name for answer in broken] == ["0003.png", "0070.png", "0149.png"]
+    assert [answer.item.name for answer in broken] == ["0003.png", "0070.png", "0149.png"]
     right = [("dark", "bright")[place % 2] for place in range(150)]
     assert all(answer.error or answer.top[0][0] == label for answer, label in zip(found, right, strict=True))
 
@@ -70,6 +70,6 @@ def test_folders_and_globs_name_files_once(tmp_path: Path) -> None:
     draw(tmp_path / "below", 3)
     (tmp_path / "below" / "notes.txt").touch()
     words = [str(tmp_path / "below" / "0001.png"), str(tmp_path), str(tmp_path / "*" / "*2.png")]
-    assert [path.name for path in image_files(words, EXTENSIONS)] == ["0001.png", "0000.png", "0002.png"]
+    assert [path.name for path in example_files(words, EXTENSIONS)] == ["0001.png", "0000.png", "0002.png"]
     with pytest.raises(BadInput, match="no image file"):
-        image_files([str(tmp_path / "*.gif")], EXTENSIONS)
+        example_files([str(tmp_path / "*.gif")], EXTENSIONS)

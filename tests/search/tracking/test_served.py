@@ -37,6 +37,7 @@ from trainables.training.delta import LoadedModel
 from trainables.training.model import TransferModel
 
 CLASSES = ("red", "one, or two", "Grünes Quadrat")
+NEEDS = ("numpy", "onnxruntime", "pillow")
 STARTS_WITHIN = 120.0
 
 
@@ -64,7 +65,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_graph("onnx", WholeModel(LoadedModel(model, card)), folder / FILES["onnx"])
     write_helper("onnx", folder)
-    served_model(folder / FILES["onnx"], folder / "classify.py", picture("PNG"), folder / "model")
+    served_model(
+        folder / FILES["onnx"], folder / "classify.py", {"image": picture("PNG")}, NEEDS, folder / "model"
+    )
     return folder / "model"
 
 

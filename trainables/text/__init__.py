@@ -1,0 +1,1 @@
+"""Texts: where they come from, tokens, augmentation, and the networks that read them."""

@@ -1,0 +1,1 @@
+"""Files that go with an exported model, to be used without this package."""
