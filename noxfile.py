@@ -35,6 +35,12 @@ def tests(session: nox.Session) -> None:
     session.run(sys.executable, "-m", "pytest", "-q", *session.posargs, external=True)
 
 
+@nox.session(name="all")
+def every(session: nox.Session) -> None:
+    """The suite with the tests that take long and guard what seldom changes: before a release."""
+    session.run(sys.executable, "-m", "pytest", "-q", *session.posargs, external=True, env={"TESTS": "all"})
+
+
 @nox.session
 def ci(session: nox.Session) -> None:
     """Exactly what CI runs, in a clean copy of this checkout."""

@@ -19,7 +19,7 @@ _BEGINNING = f'{{"{_KEY}": '
 
 
 def answer(kind: str, **content: Any) -> str:
-    """The line that answers with `content`: `launched`, `exported`, `examined` or `failed`."""
+    """The line that answers with `content`: `launched`, `exported`, `reported`, `examined` or `failed`."""
     return json.dumps({_KEY: VERSION, "kind": kind, "content": content}) + "\n"
 
 

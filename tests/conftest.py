@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from tests.buckets import Bucket
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what takes long, unless TESTS=all asks for it."""
+    left_out = [
+        item for item in items if item.get_closest_marker("long") and os.environ.get("TESTS") != "all"
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

@@ -134,23 +134,28 @@ def export(
         console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
 
 
-@commands.command()
+@commands.command(cls=Verbatim)
+@here_or_there
 def report(
     name: NameArgument,
     to: Annotated[Path | None, typer.Option(help="The file; else NAME.html.", show_default=False)] = None,
+    through_mlflow: Annotated[bool, typer.Option(hidden=True)] = False,
     home: HomeOption = None,
 ) -> None:
     """Write the search as one HTML file, with tables and pictures, and log it in MLflow."""
     from search.home import Home
     from search.results.report import write_report
     from search.search import Search
-    from search.tracking.artifacts import log_report
+    from search.tracking.artifacts import REPORT, log_report, stored_report
 
     search = Search.open(Home.existing(name, home))
     path = to or Path(f"{name}.html")
     text = write_report(search, path)
+    refused = log_report(search.spec, search.study, text, REPORT)
+    if through_mlflow:
+        sys.stdout.write(as_answer("reported", **stored_report(search.spec, search.study, refused)))
+        return
     console.print(f"report written to {path}", markup=False, highlight=False, soft_wrap=True)
-    refused = log_report(search.spec, search.study, text, "report.html")
     if refused:
         errors.print(f"MLflow did not take it: {refused}", style="yellow", markup=False, soft_wrap=True)
 

@@ -86,6 +86,8 @@ def perform(
                 cluster.show(["stop", *words])
         case "export":
             _export(cluster, words, options, console)
+        case "report":
+            _report(cluster, name, options["to"], console)
         case "doctor":
             _diagnose(cluster, words, options, console)
         case _ if options.get("watch") or options.get("follow"):
@@ -329,6 +331,15 @@ def _export(cluster: Cluster, words: Sequence[str], options: Mapping[str, Any], 
     fetch_files(stored, to)
     console.print(f"trial {stored['trial']} is exported to {to}", markup=False, highlight=False)
     console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
+
+
+def _report(cluster: Cluster, name: str, to: Path | None, console: Console) -> None:
+    """Has the head write the report, and fetches it through MLflow."""
+    from search.tracking.artifacts import fetch_files
+
+    path = to or Path(f"{name}.html")
+    fetch_files(_answered(cluster.output(["report", name, "--through-mlflow"]), "reported"), path)
+    console.print(f"report written to {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _answered(text: str, kind: str) -> dict[str, Any]:

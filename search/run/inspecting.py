@@ -82,6 +82,7 @@ class Inspection:
     """What was found; each list has the most doubtful first.
 
     Attributes:
+        item: what an example is called, such as image.
         examples: how many were looked at.
         accuracy: share of them that heads which were left without them tell right.
         suspects: labels that are probably wrong.
@@ -90,6 +91,7 @@ class Inspection:
         leaks: groups that stood in several splits of the source, with an example that was left out.
     """
 
+    item: str
     examples: int
     accuracy: float
     suspects: Sequence[Suspect]
@@ -107,7 +109,7 @@ class Inspection:
     def lines(self) -> Iterator[str]:
         """The same for people."""
         yield (
-            f"{self.examples:,} images; heads that were left without them tell a share of "
+            f"{self.examples:,} {self.item}s; heads that were left without them tell a share of "
             f"{self.accuracy:.4f} right"
         )
         yield from _list(
@@ -122,12 +124,12 @@ class Inspection:
         yield from _list(
             f"pairs of classes that are confused: {len(self.confused):,}",
             [
-                f"{each.classes[0]!r} and {each.classes[1]!r}: {each.count:,} of {each.of:,} images"
+                f"{each.classes[0]!r} and {each.classes[1]!r}: {each.count:,} of {each.of:,} {self.item}s"
                 for each in self.confused
             ],
         )
         yield from _list(
-            f"images of groups that leak, left out: {len(self.leaks):,}",
+            f"{self.item}s of groups that leak, left out: {len(self.leaks):,}",
             [
                 f"group {group}: {out} ({split}), for {kept} ({there})"
                 for group, out, split, kept, there in self.leaks
@@ -191,6 +193,7 @@ def inspected(spec: SearchSpec, progress: Progress | None = None) -> tuple[Inspe
         return int(places[place]), data.names[int(places[place])], split_of[place]
 
     found = Inspection(
+        item=spec.modality.item,
         examples=len(places),
         accuracy=float((shares.argmax(1) == labels).double().mean()),
         suspects=[

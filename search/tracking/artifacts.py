@@ -14,7 +14,10 @@ from search.study.search_study import SearchStudy
 from search.tracking.client import connect, refuse, without_secrets
 from search.tracking.moved import missing_store
 
-__all__ = ["fetch_files", "log_report", "store_files"]
+__all__ = ["REPORT", "fetch_files", "log_report", "store_files", "stored_report"]
+
+REPORT = "report.html"
+"""The report's name on the search's parent run."""
 
 
 def log_report(spec: SearchSpec, study: SearchStudy, text: str, file: str) -> str | None:
@@ -30,6 +33,17 @@ def log_report(spec: SearchSpec, study: SearchStudy, text: str, file: str) -> st
     return None
 
 
+def stored_report(spec: SearchSpec, study: SearchStudy, refused: str | None) -> dict[str, str]:
+    """What `fetch_files` needs to find a report that was logged.
+
+    Raises:
+        TrackingError: if MLflow did not take it, for the reason `refused`.
+    """
+    if refused or study.parent_run is None:
+        raise TrackingError(f"the report goes through MLflow, which did not take it: {refused}")
+    return {"uri": without_secrets(spec.tracking_uri), "run": study.parent_run, "path": REPORT}
+
+
 def store_files(spec: SearchSpec, run: str, folder: Path, path: str) -> dict[str, str]:
     """Keeps a folder's files as artifacts of a run; returns what `fetch_files` needs to find them."""
     connect(spec.tracking_uri).log_artifacts(run, str(folder), path)
@@ -37,7 +51,7 @@ def store_files(spec: SearchSpec, run: str, folder: Path, path: str) -> dict[str
 
 
 def fetch_files(stored: Mapping[str, str], to: Path) -> None:
-    """Brings what `store_files` kept to the folder `to`, in place of what is there.
+    """Brings the folder or the file that MLflow keeps to `to`, in place of what is there.
 
     MLflow is asked at MLFLOW_TRACKING_URI, or else where the cluster knows it.
 

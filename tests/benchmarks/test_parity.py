@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "parity.py"
 
 
+@pytest.mark.long
 def test_an_export_says_elsewhere_what_predict_says_here() -> None:
     words = ("--files", "20", "--size", "64", "--backbones", "resnet18")
     ended = subprocess.run(

@@ -31,7 +31,7 @@ def config(head: Machine, worker: Machine) -> str:
 
 
 @pytest.mark.cluster
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)  # of which a machine with idle cores needs some ninety seconds
 @pytest.mark.skipif(bool(missing()), reason=missing())
 def test_ray_up_makes_a_cluster_of_machines_over_ssh() -> None:

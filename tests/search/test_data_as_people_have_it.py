@@ -100,7 +100,7 @@ def write_cifar10(root: Path) -> None:
     (place / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_cifar10_example_runs_on_its_own_format(folder: Path) -> None:
     write_cifar10(folder / "data")
     example = ROOT / "examples" / "cifar10_vgg16.yaml"

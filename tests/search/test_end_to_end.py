@@ -259,6 +259,7 @@ def test_a_home_that_cannot_be_written_is_refused(folder: Path) -> None:
     assert "cannot write" in printed
 
 
+@pytest.mark.long
 def test_a_running_search_is_not_launched_twice_and_survives_a_kill(folder: Path) -> None:
     (folder / "small.yaml").write_text(SMALL)
     words = ("launch", "small.yaml", "--set=search.trials=24", "--set=search.pruner=none")
@@ -279,6 +280,7 @@ def test_a_running_search_is_not_launched_twice_and_survives_a_kill(folder: Path
     assert "all agree" in transfer_search("doctor", "small")
 
 
+@pytest.mark.long
 def test_one_worker_and_one_seed_give_the_same_search_twice(folder: Path) -> None:
     (folder / "small.yaml").write_text(SMALL)
     found = []

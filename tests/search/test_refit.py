@@ -141,6 +141,7 @@ def test_heads_on_stages_reproduce_their_accuracy(
     assert json.loads((tmp_path / "out" / "model.json").read_text()).get("trained_on") is None
 
 
+@pytest.mark.long
 def test_a_search_that_goes_on_is_refitted_where_the_winner_changed(inside: Path) -> None:
     before = rows("best", "small")
     transfer_search("resume", "small", "--trials", "6")

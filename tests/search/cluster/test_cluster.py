@@ -166,7 +166,16 @@ def test_what_no_node_could_give_is_an_error_and_not_a_wait(cluster: Cluster) ->
     assert not (cluster.searches / "small").exists()
 
 
-def test_a_search_outlives_hosts_and_drivers(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_search_runs_there_and_is_taken_home(cluster: Cluster, tmp_path: Path) -> None:
+    changes = ("name=plain", "search.trials=2", "search.max_epochs=4", "search.pruner=none")
+    printed = cluster.run("launch", "small.yaml", *(f"--set={each}" for each in changes))
+    assert "2 completed, 0 pruned, 0 failed" in printed
+    _agree(cluster, "plain", [4, 4], {})
+    _exports(cluster, "plain", tmp_path)
+
+
+@pytest.mark.long
+def test_a_search_outlives_hosts_and_drivers(cluster: Cluster) -> None:
     launch = ("launch", "small.yaml", *(f"--set={each}" for each in SLOW), "--detach")
     said = cluster.run(*launch)
     (job,) = re.findall(r"the job (\S+)", said)
@@ -192,34 +201,35 @@ def test_a_search_outlives_hosts_and_drivers(cluster: Cluster, tmp_path: Path) -
 
     printed = cluster.run("resume", "moved")
     assert f"{TRIALS} completed, 0 pruned, 0 failed" in printed
-    _agree(cluster, before)
-    _exports(cluster, tmp_path)
+    _agree(cluster, "moved", [EPOCHS] * TRIALS, before)
 
 
-def _agree(cluster: Cluster, before: dict[int, dict[str, Any]]) -> None:
+def _agree(cluster: Cluster, name: str, epochs: list[int], before: dict[int, dict[str, Any]]) -> None:
     """One Optuna trial and one MLflow run a trial, no point twice, none running, and no secret kept."""
-    rows = cluster.rows("trials", "moved")
+    rows = cluster.rows("trials", name)
     assert [(row["trial"], row["state"], row["epochs"]) for row in rows] == [
-        (number, "COMPLETE", EPOCHS) for number in range(TRIALS)
+        (number, "COMPLETE", each) for number, each in enumerate(epochs)
     ]
     for number, row in before.items():
         assert rows[number]["mlflow_run_id"] == row["mlflow_run_id"]
         assert rows[number]["params"] == row["params"]
     assert all(row["model_uri"] for row in rows)
-    status = cluster.rows("status", "moved")
-    assert (status["state"], status["counted"], status["running"]) == ("FINISHED", TRIALS, 0)
-    assert cluster.rows("doctor", "moved") == {"moved": []}
-    kept = [path for path in (cluster.searches / "moved").rglob("*") if path.is_file()]
+    status = cluster.rows("status", name)
+    assert (status["state"], status["counted"], status["running"]) == ("FINISHED", len(epochs), 0)
+    assert cluster.rows("doctor", name) == {name: []}
+    kept = [path for path in (cluster.searches / name).rglob("*") if path.is_file()]
     for secret in (PASSWORD, MLFLOW_PASSWORD, TOKEN):
         assert not [path for path in kept if secret.encode() in path.read_bytes()]
 
 
-def _exports(cluster: Cluster, tmp_path: Path) -> None:
-    refused = cluster.run("export", "moved", "--to", "out", "--format", "safetensors", code=2)
+def _exports(cluster: Cluster, name: str, tmp_path: Path) -> None:
+    refused = cluster.run("export", name, "--to", "out", "--format", "safetensors", code=2)
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in refused
     known = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": MLFLOW_PASSWORD}
-    printed = cluster.run("export", "moved", "--to", "out", "--format", "pt2", **known)
+    printed = cluster.run("export", name, "--to", "out", "--format", "pt2", **known)
     assert printed.count("as recorded") == 1
+    assert "report written to page.html" in cluster.run("report", name, "--to", "page.html", **known)
+    assert "<svg" in (cluster.client.folder / "page.html").read_text()
     digits = load_digits()
     images = []
     for index in range(4):
@@ -229,4 +239,4 @@ def _exports(cluster: Cluster, tmp_path: Path) -> None:
     words = ("predict", "out", *map(str, images), "--json")
     told: subprocess.CompletedProcess[str] = cluster.client.run("python", "-m", "search", *words)
     labels = [row["label"] for row in json.loads(told.stdout)]
-    assert sum(label == str(true) for label, true in zip(labels, digits.target[:4], strict=True)) >= 3
+    assert sum(label == str(true) for label, true in zip(labels, digits.target[:4], strict=True)) >= 2

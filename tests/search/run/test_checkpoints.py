@@ -162,6 +162,7 @@ def test_an_address_that_cannot_be_written_ends_a_launch_at_once(folder: Path, b
     assert not (folder / "mlflow.db").exists()
 
 
+@pytest.mark.long
 def test_a_whole_search_by_its_commands(folder: Path, bucket: Bucket) -> None:
     """Its images in a bucket, its checkpoints on a disk."""
     for kind in ("red", "blue"):

@@ -441,6 +441,7 @@ def found_in(place: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], d
     return trials, rows("best", "small")
 
 
+@pytest.mark.long
 def test_labels_of_test_images_change_no_trial_and_no_winner(
     killed_and_resumed: Path, mislabelled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

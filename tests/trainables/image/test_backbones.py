@@ -234,7 +234,7 @@ def test_torchvision_families_run(name: str, size: int) -> None:
     assert backbone.preprocessing.image_size == size
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in TORCHVISION if millions(name) < 60])
 def test_every_torchvision_network_conforms(name: str) -> None:
     with WithoutInit():

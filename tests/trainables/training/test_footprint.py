@@ -22,7 +22,7 @@ def peak(batch_size: int, folder: Path, device: str = "cpu") -> int:
     return taken
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_larger_batch_takes_more(tmp_path: Path) -> None:
     small, large = peak(8, tmp_path), peak(128, tmp_path)
     assert 20 * 2**20 < small < large < 8 * GIB
