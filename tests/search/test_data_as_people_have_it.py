@@ -53,6 +53,7 @@ def write_hard_images(root: Path) -> list[Path]:
     return [red / name for name in hard]
 
 
+@pytest.mark.long
 def test_a_folder_of_hard_images_trains_exports_and_predicts(folder: Path) -> None:
     hard = write_hard_images(folder / "images")
     (folder / "images" / "blue" / "empty.png").touch()
