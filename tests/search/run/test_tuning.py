@@ -162,7 +162,7 @@ def test_time_over_interrupts_and_a_second_driver_goes_on(folder: Path) -> None:
 def test_finalists_run_when_the_time_is_over(folder: Path) -> None:
     spec = small("search.trials=50", "search.pruner=none", "search.finalists={top: 1, seeds: 2}")
     home = start(spec, {"all": "sleep"})
-    outcome, _ = run(home, seconds=5.0)
+    outcome, _ = run(home, seconds=12.0)
     assert outcome is Outcome.TIME_OVER
     search = Search.open(home)
     assert search.study.progress().left > 40
