@@ -36,6 +36,7 @@ from trainables.image.transforms import (
     center_crop,
 )
 from trainables.plugins import PluginError
+from trainables.training.sub_policies import check_sub_policies
 
 __all__ = [
     "OPERATIONS",
@@ -177,21 +178,7 @@ def _try(stages: tuple[Stage, ...], size: int) -> None:
 
 def _checked(rows: tuple[SubPolicy, ...]) -> tuple[SubPolicy, ...]:
     """`rows` in plain types, unless there is none or one is not allowed: that is a `ValueError`."""
-    problems = [] if rows else ["there is none, but policy `sampled` needs at least one"]
-    for place, row in enumerate(rows):
-        if not row:
-            problems.append(f"[{place}] is empty, but must have at least one operation")
-        for name, probability, level in row:
-            if name not in OPERATIONS:
-                problems.append(
-                    f"[{place}] has operation {name!r}, but must have one of " + ", ".join(OPERATIONS)
-                )
-            if not 0 <= probability <= 1:
-                problems.append(f"[{place}] has probability {probability}, but must be in 0..1")
-            if level not in range(BINS):
-                problems.append(f"[{place}] has bin {level}, but must be in 0..{BINS - 1}")
-    if problems:
-        raise ValueError("sub_policies: " + "; ".join(problems))
+    check_sub_policies(rows, OPERATIONS, BINS)
     return tuple(tuple((name, float(chance), int(level)) for name, chance, level in row) for row in rows)
 
 

@@ -15,7 +15,7 @@ from trainables.errors import DataError, enumeration
 from trainables.image.sources import Listing, Source, identity, state
 from trainables.image.tables import Table, read_table
 from trainables.image.tree import Tree
-from trainables.training.labels import class_names, likely_split, named_split, numbered_labels
+from trainables.training.labels import class_names, named_split, numbered_labels, split_problems
 from trainables.training.splits import SPLITS, UNSPLIT
 
 __all__ = ["image_folder", "listed", "manifest", "paths_in"]
@@ -104,7 +104,7 @@ def listed(
     problems = _row_problems(path, base, names, table.labels, allowed if links == "inside" else None)
     problems += _label_problems(path, names, table)
     splits = [named_split(cell) if cell else None for cell in table.splits or ()]
-    problems += _split_problems(path, table.splits or ())
+    problems += split_problems(path, table.splits or ())
     if problems:
         raise DataError(problems)
     source = _source(path, base, names, table.labels, splits, (*table.notes, *notes))
@@ -218,15 +218,3 @@ def _label_problems(path: Path, names: Sequence[str], table: Table) -> list[str]
     if twice:
         return [f"{path} gives files more than one label: {enumeration(twice)}; {advice}: keep one row"]
     return []
-
-
-def _split_problems(path: Path, cells: Sequence[str]) -> list[str]:
-    wrong = [f"{cell or 'empty'} (row {row})" for row, cell in enumerate(cells, 1) if not named_split(cell)]
-    if not any(cells) or not wrong:
-        return []
-    meant = {cell: split for cell in dict.fromkeys(cells) if (split := likely_split(cell))}
-    told = "".join(f"; call {cell} {split} if it is that split" for cell, split in meant.items())
-    return [
-        f"the column split of {path} has {enumeration(wrong)}, but must be train, "
-        f"validation or test in every row, or be left out{told}"
-    ]

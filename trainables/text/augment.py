@@ -19,6 +19,7 @@ from trainables.text.hparams import BINS, OPERATIONS, TextHParams
 from trainables.text.preprocessing import Architecture, Preprocessing
 from trainables.text.synonyms import Lexicon, lexicon
 from trainables.text.tokens import tokenizer_of
+from trainables.training.sub_policies import check_sub_policies
 
 __all__ = ["Policy", "build", "described", "plain"]
 
@@ -170,21 +171,7 @@ def described(hparams: TextHParams) -> list[str]:
 
 
 def _sampled(rows: tuple[tuple[tuple[str, float, int], ...], ...]) -> tuple[tuple[Edit, ...], ...]:
-    problems = [] if rows else ["there is none, but policy `sampled` needs at least one"]
-    for place, row in enumerate(rows):
-        if not row:
-            problems.append(f"[{place}] is empty, but must have at least one operation")
-        for name, probability, level in row:
-            if name not in OPERATIONS:
-                problems.append(
-                    f"[{place}] has operation {name!r}, but must have one of {', '.join(OPERATIONS)}"
-                )
-            if not 0 <= probability <= 1:
-                problems.append(f"[{place}] has probability {probability}, but must be in 0..1")
-            if level not in range(BINS):
-                problems.append(f"[{place}] has bin {level}, but must be in 0..{BINS - 1}")
-    if problems:
-        raise ValueError("sub_policies: " + "; ".join(problems))
+    check_sub_policies(rows, OPERATIONS, BINS)
     return tuple(
         tuple(Edit(name, float(chance), _MOST * int(level) / (BINS - 1)) for name, chance, level in row)
         for row in rows

@@ -12,7 +12,7 @@ from trainables.errors import DataError, did_you_mean, enumeration
 from trainables.files.remote import is_uri
 from trainables.files.tables import SUFFIXES, cell_text, named_column, read_columns
 from trainables.text.data_config import ALLOWED_SOURCES, TextConfig
-from trainables.training.labels import likely_split, named_split
+from trainables.training.labels import named_split, split_problems
 
 __all__ = ["FORTUNES", "Listing", "Row", "listing_of", "read_text"]
 
@@ -137,7 +137,7 @@ def _table(path: Path, config: TextConfig) -> Listing:
             "several labels a text cannot be used"
         )
     splits = [cell_text(cell) for cell in columns[split]] if split is not None else []
-    problems = _split_problems(path, splits)
+    problems = split_problems(path, splits)
     given = [named_split(cell) for cell in splits] if any(splits) else []
     bodies = [cell_text(cell) for cell in columns[str(named["text"])]]
     names = [cell_text(cell) for cell in cells]
@@ -153,18 +153,6 @@ def _table(path: Path, config: TextConfig) -> Listing:
         for row, (body, name) in enumerate(zip(bodies, names, strict=True), 1)
     ]
     return Listing(rows=rows, notes=tuple(notes))
-
-
-def _split_problems(path: Path, cells: Sequence[str]) -> list[str]:
-    wrong = [f"{cell or 'empty'} (row {row})" for row, cell in enumerate(cells, 1) if not named_split(cell)]
-    if not any(cells) or not wrong:
-        return []
-    meant = {cell: split for cell in dict.fromkeys(cells) if (split := likely_split(cell))}
-    told = "".join(f"; call {cell} {split} if it is that split" for cell, split in meant.items())
-    return [
-        f"the column split of {path} has {enumeration(wrong)}, but must be train, validation or test in "
-        f"every row, or be left out{told}"
-    ]
 
 
 # Folders

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from trainables.errors import enumeration
 from trainables.training.splits import alike
 
-__all__ = ["class_names", "likely_split", "named_split", "numbered_labels"]
+__all__ = ["class_names", "likely_split", "named_split", "numbered_labels", "split_problems"]
 
 _ALIASES = {
     "train": "train",
@@ -75,3 +76,16 @@ def numbered_labels(of: Mapping[str, str], names: Sequence[str]) -> npt.NDArray[
     """int64 [N]: the number of each name's class, as `class_names` gives them."""
     number = {name: label for label, name in enumerate(sorted(set(of.values())))}
     return np.array([number[of[name]] for name in names], dtype=np.int64)
+
+
+def split_problems(path: Path, cells: Sequence[str]) -> list[str]:
+    """What is wrong with the cells of a column `split` of the table at `path`."""
+    wrong = [f"{cell or 'empty'} (row {row})" for row, cell in enumerate(cells, 1) if not named_split(cell)]
+    if not any(cells) or not wrong:
+        return []
+    meant = {cell: split for cell in dict.fromkeys(cells) if (split := likely_split(cell))}
+    told = "".join(f"; call {cell} {split} if it is that split" for cell, split in meant.items())
+    return [
+        f"the column split of {path} has {enumeration(wrong)}, but must be train, validation or test in "
+        f"every row, or be left out{told}"
+    ]
