@@ -218,6 +218,7 @@ class Home:
     def _vanish(self) -> None:
         """Removes the folder, unless a driver works there or somebody else has put something into it."""
         if self.driver() is None:
+            self._discard()  # again, for a launch that was ended before it had begun
             (self.root / "driver.lock").unlink(missing_ok=True)
             with suppress(OSError):
                 self.root.rmdir()
@@ -266,14 +267,15 @@ class Home:
                 raise SearchBusy(self._busy(record))
             ended = threading.Event()
             since = time.time()
-            self._beat(since)
             beat = threading.Thread(target=self._beats, args=(since, ended), daemon=True)
-            beat.start()
             try:
+                self._beat(since)
+                beat.start()
                 yield
             finally:
                 ended.set()
-                beat.join()
+                if beat.is_alive():
+                    beat.join()
                 (self.root / "driver.json").unlink(missing_ok=True)
         finally:
             lock.release()

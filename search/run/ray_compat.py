@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, utils
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray.air._internal import usage
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
@@ -42,6 +42,7 @@ __all__ = [
     "keep_token_private",
     "kill_process",
     "machine_resources",
+    "no_signal_handlers",
     "on_loopback",
     "output_of_job",
     "own_session",
@@ -73,6 +74,17 @@ def on_loopback() -> Iterator[dict[str, str]]:
         yield {"_node_ip_address": "127.0.0.1"}
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def no_signal_handlers() -> Iterator[None]:
+    """Leaves the handlers of signals as they are, where a Ray that starts would set its own."""
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 def keep_token_private() -> None:

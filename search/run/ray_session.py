@@ -15,7 +15,14 @@ import ray
 
 from search.errors import BadInput, RayDidNotStart
 from search.processes import own_modules
-from search.run.ray_compat import PRELOADED, keep_token_private, on_loopback, own_session
+from search.run.ray_compat import (
+    PRELOADED,
+    keep_token_private,
+    no_signal_handlers,
+    on_loopback,
+    own_session,
+)
+from search.run.signals import held
 
 __all__ = ["cluster_ray", "local_ray", "session_folder"]
 
@@ -56,7 +63,7 @@ def local_ray(cpus: int | None = None, gpus: int | None = None, *, preloaded: bo
     _sweep(folder)
     try:
         keep_token_private()
-        with own_modules(), on_loopback() as here:
+        with held(), no_signal_handlers(), own_modules(), on_loopback() as here:
             _started(num_cpus=cpus, num_gpus=gpus, _temp_dir=folder, **here)
     finally:
         for name in PRELOADED:

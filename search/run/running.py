@@ -64,7 +64,7 @@ def started_ray(*, preloaded: bool = False) -> Iterator[None]:
         return
     if preloaded:  # here too meanwhile, since the start of Ray is mostly waiting
         threading.Thread(target=_import_all, daemon=True).start()
-    with local_ray(preloaded=preloaded), interruptible():  # Ray sets handlers of its own
+    with interruptible(), local_ray(preloaded=preloaded):
         yield
 
 

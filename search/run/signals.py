@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-__all__ = ["interruptible", "stop_signals"]
+__all__ = ["held", "interruptible", "stop_signals"]
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 """What a system ends programs with: one that was asked to, or whose terminal is gone."""
@@ -46,6 +46,29 @@ def interruptible() -> Iterator[None]:
         return
     with _handled(interrupt, *_ENDING):
         yield
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Puts off what a signal would raise until the block has ended; a second one raises it at once.
+
+    For a block that starts processes from Python: an exception among what runs at a fork is lost, and with it
+    the release of locks, so that this process or the new one would wait for ever.
+    """
+    asked = threading.Event()
+
+    def note(signum: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handled(note, signal.SIGINT, *_ENDING):
+        yield
+    if asked.is_set():
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_part_prints_its_lines_on_a_cpu() -> None:
     ended = subprocess.run(
         [sys.executable, str(BENCHMARK), "--tiny"], capture_output=True, text=True, check=False

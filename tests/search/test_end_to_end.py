@@ -128,16 +128,6 @@ def test_an_export_predicts_by_itself(inside: Path, tmp_path: Path) -> None:
     assert sum(both[0][0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_model_is_registered_under_an_alias(
-    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ("--format", "safetensors", "--register", "digits", "--alias", "champion")
-    printed = transfer_search("export", "small", "--to", tmp_path / "out", *words)
-    assert "registered digits version 1 as champion" in printed
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", read_spec(inside / "searches/small/spec.yaml").tracking_uri)
-    assert mlflow.pyfunc.load_model("models:/digits@champion") is not None
-
-
 def test_a_model_is_exported_where_the_data_has_changed_or_gone(inside: Path, tmp_path: Path) -> None:
     draw_classes(tmp_path / "other", {"a": 8, "b": 8})
     words = ("export", "small", "--to", tmp_path / "out", "--format", "safetensors")
@@ -173,7 +163,10 @@ def test_a_project_that_was_copied_writes_nothing_into_the_old_one(
     assert not (copy / "mlflow.db").exists()
 
 
-def test_an_alias_does_not_move_to_a_worse_model(inside: Path, tmp_path: Path) -> None:
+def test_an_alias_does_not_move_to_a_worse_model(
+    inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", read_spec(inside / "searches/small/spec.yaml").tracking_uri)
     ended = [row for row in rows("trials", "small") if row["value"] is not None]
     better, worse = (choose(ended, key=lambda row: row["value"]) for choose in (max, min))
     words = ("--format", "safetensors", "--register", "guarded", "--alias", "champion")
@@ -189,6 +182,7 @@ def test_an_alias_does_not_move_to_a_worse_model(inside: Path, tmp_path: Path) -
     assert f"{better['value']:.4f}" in refused
     assert f"{worse['value']:.4f}" in refused
     assert not (tmp_path / str(worse["trial"])).exists()
+    assert mlflow.pyfunc.load_model("models:/guarded@champion").predict(np.zeros((1, 8, 8, 3), np.uint8))
     assert "registered guarded version 2 as champion" in export(worse, "--force")
 
 

@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 TOKEN = "a-token-that-only-the-cluster-and-its-users-know"
 PASSWORD = "a-password-of-the-database"
 MLFLOW_PASSWORD = "a-password-of-mlflow"
+KNOWN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": MLFLOW_PASSWORD}
 DASHBOARD = 8265
 
 TRIALS, EPOCHS = 4, 96
@@ -161,8 +162,6 @@ def test_a_stranger_is_told_what_to_set(cluster: Cluster) -> None:
 def test_what_no_node_could_give_is_an_error_and_not_a_wait(cluster: Cluster) -> None:
     words = ("launch", "small.yaml", "--set", "resources.gpu=1", "--detach")
     assert "no node could ever give that" in cluster.run(*words, code=2)
-    words = ("launch", "small.yaml", "--set", "data.source=./flowers")
-    assert "must be an absolute path that every node" in cluster.run(*words, code=2)
     assert not (cluster.searches / "small").exists()
 
 
@@ -170,8 +169,8 @@ def test_a_search_runs_there_and_is_taken_home(cluster: Cluster, tmp_path: Path)
     changes = ("name=plain", "search.trials=2", "search.max_epochs=4", "search.pruner=none")
     printed = cluster.run("launch", "small.yaml", *(f"--set={each}" for each in changes))
     assert "2 completed, 0 pruned, 0 failed" in printed
-    _agree(cluster, "plain", [4, 4], {})
-    _exports(cluster, "plain", tmp_path)
+    assert [row["epochs"] for row in cluster.rows("trials", "plain")] == [4, 4]
+    _exported(cluster, "plain", tmp_path)
 
 
 @pytest.mark.long
@@ -202,6 +201,7 @@ def test_a_search_outlives_hosts_and_drivers(cluster: Cluster) -> None:
     printed = cluster.run("resume", "moved")
     assert f"{TRIALS} completed, 0 pruned, 0 failed" in printed
     _agree(cluster, "moved", [EPOCHS] * TRIALS, before)
+    _reported(cluster, "moved")
 
 
 def _agree(cluster: Cluster, name: str, epochs: list[int], before: dict[int, dict[str, Any]]) -> None:
@@ -222,14 +222,16 @@ def _agree(cluster: Cluster, name: str, epochs: list[int], before: dict[int, dic
         assert not [path for path in kept if secret.encode() in path.read_bytes()]
 
 
-def _exports(cluster: Cluster, name: str, tmp_path: Path) -> None:
+def _reported(cluster: Cluster, name: str) -> None:
     refused = cluster.run("export", name, "--to", "out", "--format", "safetensors", code=2)
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in refused
-    known = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": MLFLOW_PASSWORD}
-    printed = cluster.run("export", name, "--to", "out", "--format", "pt2", **known)
-    assert printed.count("as recorded") == 1
-    assert "report written to page.html" in cluster.run("report", name, "--to", "page.html", **known)
+    assert "report written to page.html" in cluster.run("report", name, "--to", "page.html", **KNOWN)
     assert "<svg" in (cluster.client.folder / "page.html").read_text()
+
+
+def _exported(cluster: Cluster, name: str, tmp_path: Path) -> None:
+    printed = cluster.run("export", name, "--to", "out", "--format", "pt2", **KNOWN)
+    assert printed.count("as recorded") == 1
     digits = load_digits()
     images = []
     for index in range(4):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from search.home import Home
 from search.processes import environment, python
-from search.run.signals import interruptible, stop_signals
+from search.run.signals import held, interruptible, stop_signals
 from tests.search.specs import SMALL
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -32,9 +33,55 @@ def test_a_launch_that_is_ended_in_rays_start_leaves_no_home(folder: Path) -> No
             assert time.monotonic() < until
             time.sleep(0.05)
         driver.send_signal(signal.SIGTERM)
-        assert driver.wait(120) == 130
+        assert driver.wait(120) == 130, (folder / "said.txt").read_text()
     assert (folder / "said.txt").read_text().splitlines()[-1] == "interrupted"
     assert not home.root.exists()
+
+
+INTERRUPTED_START = """
+import os, signal, threading, time, psutil
+from search.run.ray_session import local_ray
+from search.run.signals import interruptible
+
+def end_it():
+    while not psutil.Process().children():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+with interruptible():
+    ours = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=end_it, daemon=True).start()
+    try:
+        with local_ray(cpus=1):
+            print("started")
+    except KeyboardInterrupt:
+        print("interrupted", signal.getsignal(signal.SIGTERM) is ours)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_waits_until_ray_has_started(folder: Path) -> None:
+    code = [sys.executable, "-c", INTERRUPTED_START]
+    ended = subprocess.run(code, env=environment(), capture_output=True, text=True, timeout=120)
+    assert (ended.stdout, ended.returncode) == ("interrupted True\n", 0), ended.stderr
+    assert "ignored" not in ended.stderr
+
+
+def test_what_is_held_is_raised_at_the_end_and_a_second_one_at_once() -> None:
+    reached = []
+
+    def signalled(*signals: signal.Signals) -> None:
+        with held():
+            for place, how in enumerate(signals):
+                os.kill(os.getpid(), how)
+                reached.append(place)
+
+    with pytest.raises(KeyboardInterrupt):
+        signalled(signal.SIGTERM)
+    assert reached == [0]
+    with pytest.raises(KeyboardInterrupt):
+        signalled(signal.SIGTERM, signal.SIGINT)
+    assert reached == [0, 0]
 
 
 @pytest.mark.parametrize("how", ENDING)

@@ -496,9 +496,9 @@ def runs_in(place: Path, uri: str | None = None) -> tuple[MlflowClient, Run, dic
 
 
 def test_an_export_through_mlflow_is_the_winners_too(
-    mislabelled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    killed_and_resumed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    _, best = found_in(mislabelled, monkeypatch)
+    _, best = found_in(killed_and_resumed, monkeypatch)
     console = Console(file=io.StringIO())
     stored = stored_export(
         Search.open(Home.existing("small")),
@@ -536,20 +536,6 @@ def test_mlflow_shows_the_finalists_once(killed_and_resumed: Path, monkeypatch: 
     assert "all agree" in transfer_search("doctor", "small")
 
 
-def test_the_doctor_mends_the_finalists_too(mislabelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(mislabelled)
-    home = Home.of("small")
-    whole = home.spec.read_text()
-    empty = f"sqlite:///{mislabelled / 'empty.db'}"
-    home.spec.write_text(read_spec(home.spec, [f"tracking.uri={empty}"]).to_yaml())
-    transfer_search("doctor", "small", code=1)
-    transfer_search("doctor", "small", "--repair")
-    assert "all agree" in transfer_search("doctor", "small")
-    _, _, runs = runs_in(mislabelled)
-    assert all(TEST_METRICS[0] in run.data.metrics for run in runs.values())
-    home.spec.write_text(whole)
-
-
 def test_the_report_is_whole_and_in_mlflow(killed_and_resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(killed_and_resumed)
     assert "report written to small.html" in transfer_search("report", "small")
@@ -558,3 +544,19 @@ def test_the_report_is_whole_and_in_mlflow(killed_and_resumed: Path, monkeypatch
     assert text.count("<svg") >= 3
     client, parent, _ = runs_in(killed_and_resumed)
     assert "report.html" in [file.path for file in client.list_artifacts(parent.info.run_id)]
+
+
+def test_the_doctor_mends_the_finalists_too(
+    killed_and_resumed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(killed_and_resumed)
+    home = Home.of("small")
+    whole = home.spec.read_text()
+    empty = f"sqlite:///{killed_and_resumed / 'empty.db'}"
+    home.spec.write_text(read_spec(home.spec, [f"tracking.uri={empty}"]).to_yaml())
+    transfer_search("doctor", "small", code=1)
+    transfer_search("doctor", "small", "--repair")
+    assert "all agree" in transfer_search("doctor", "small")
+    _, _, runs = runs_in(killed_and_resumed)
+    assert all(TEST_METRICS[0] in run.data.metrics for run in runs.values())
+    home.spec.write_text(whole)
