@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from search.home import Home
 from search.processes import environment, python
+from search.tracking.events import Event
 
 __all__ = ["Line", "Sender", "ready_sender", "started"]
 
@@ -50,8 +50,8 @@ class Line:
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._pass_on, name="to the sender", daemon=True).start()
 
-    def say(self, event: Mapping[str, Any]) -> None:
-        self._queue.put(json.dumps(event) + "\n")
+    def say(self, event: Event) -> None:
+        self._queue.put(event.line())
 
     def hang_up(self) -> None:
         """Ends the sender's input after what was said."""

@@ -6,14 +6,13 @@ file beside it, until it is sent again. Whatever a crash or a disk made of a fil
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from search.tracking.events import TrialEvent, of_line
 from trainables.files.sealed import write
 
 __all__ = ["Outbox"]
@@ -27,14 +26,14 @@ class Outbox:
 
     folder: Path
 
-    def add(self, event: Mapping[str, Any]) -> None:
+    def add(self, event: TrialEvent) -> None:
         """Appends an event to its trial's file; it is there when this returns.
 
         Raises:
             OSError: if the disk does not take it; the file is then as it was.
         """
-        line = (json.dumps(event) + "\n").encode()
-        handle = os.open(self._file(event["trial"]), os.O_RDWR | os.O_CREAT, 0o644)
+        line = event.line().encode()
+        handle = os.open(self._file(event.trial), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             size = os.lseek(handle, 0, os.SEEK_END)
             if size and os.pread(handle, 1, size - 1) != b"\n":
@@ -53,21 +52,23 @@ class Outbox:
         """The trials that MLflow has not acknowledged."""
         return sorted(int(file.stem) for file in self.folder.glob("*.jsonl") if file.stem.isdigit())
 
-    def events(self, number: int) -> tuple[list[dict[str, Any]], int]:
+    def events(self, number: int) -> tuple[list[TrialEvent], int]:
         """A trial's events in order, and how many lines of its file are none."""
         try:
             content = self._file(number).read_bytes()
         except FileNotFoundError:
             return [], 0
-        events, damaged = [], 0
-        for line in content.split(b"\n"):
+        events: list[TrialEvent] = []
+        damaged = 0
+        for line in filter(bytes.strip, content.split(b"\n")):
             try:
-                event = json.loads(line) if line.strip() else None
-                if event is not None and event["trial"] == number and isinstance(event["event"], str):
-                    events.append(event)
-                elif event is not None:
-                    damaged += 1
-            except (ValueError, TypeError, KeyError):
+                event = of_line(line)
+            except ValueError:
+                damaged += 1
+                continue
+            if isinstance(event, TrialEvent) and event.trial == number:
+                events.append(event)
+            else:
                 damaged += 1
         if damaged:
             log.warning("%s has %d damaged lines, which are left out", self._file(number), damaged)
@@ -90,7 +91,7 @@ class Outbox:
             if file.stem.isdigit()
         }
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[TrialEvent]:
         """Every event, trial by trial."""
         for number in self.numbers():
             yield from self.events(number)[0]

@@ -34,6 +34,18 @@ from search.tracking.client import (
     prepared,
     refuse,
 )
+from search.tracking.events import (
+    Close,
+    DamageFound,
+    Data,
+    End,
+    Epochs,
+    Event,
+    Failed,
+    Moved,
+    Start,
+    Summary,
+)
 from search.tracking.notes import NOTE_TAG, ensemble_note, refit_note, search_note, shared_view, trial_note
 from trainables.provenance import code_version
 from trainables.record import APPLIED_FILE, MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
@@ -52,7 +64,7 @@ _SOURCE = {
 
 
 class Runs:
-    """Writes one search's runs, an event at a time; `search.tracking` says what the events are.
+    """Writes one search's runs, an event at a time.
 
     Args:
         spec: the search's spec, already launched.
@@ -83,27 +95,26 @@ class Runs:
         self._unsent: set[int] = set()  # whose parameters go with what is sent next
         self.experiment, self.parent = self._open_parent(parent)
 
-    def write(self, event: Mapping[str, Any]) -> None:
+    def write(self, event: Event) -> None:
         """Writes an event; raises whatever MLflow does where it is away."""
-        match event["event"]:
-            case "start":
+        match event:
+            case Start():
                 self._start(event)
-            case "epochs":
-                self._log(event["trial"], event["epochs"], {})
-            case "failed":
-                self._client.log_text(self._runs[event["trial"]], event["reason"], "traceback.txt")
-            case "move":
-                self._client.set_tag(self._runs[event["trial"]], MOVES_TAG, event["moves"])
-            case "damage":
-                self._client.set_tag(self._runs[event["trial"]], DAMAGE_TAG, event["what"][-500:])
-            case "end":
+            case Epochs(trial=number, epochs=epochs):
+                self._log(number, epochs, {})
+            case Failed(trial=number, reason=reason):
+                self._client.log_text(self._runs[number], reason, "traceback.txt")
+            case Moved(trial=number, moves=moves):
+                self._client.set_tag(self._runs[number], MOVES_TAG, moves)
+            case DamageFound(trial=number, what=what):
+                self._client.set_tag(self._runs[number], DAMAGE_TAG, what[-500:])
+            case End():
                 self._end(event)
-            case "data":
+            case Data():
                 self._describe_data(event)
-            case "summary":
+            case Summary():
                 self._summarize(event)
-            case "close":
-                state = event["state"]
+            case Close(state=state):
                 self._client.set_tag(self.parent, STATE_TAG, state)
                 self._client.set_terminated(self.parent, "FINISHED" if state == "FINISHED" else "KILLED")
 
@@ -178,14 +189,14 @@ class Runs:
                 return str(run.info.run_id)
         return None
 
-    def _start(self, event: Mapping[str, Any]) -> None:
-        number, again = event["trial"], event["begun"] or event.get("replayed")
+    def _start(self, event: Start) -> None:
+        number, again = event.trial, event.begun or event.replayed
         run = self._find_run(self.experiment, number) if again else None
         if run is None:
-            self._began[number] = event["at"]
+            self._began[number] = event.at
             made = self._client.create_run(
                 self.experiment,
-                start_time=event["at"],
+                start_time=event.at,
                 run_name=self._title(number),
                 tags={
                     "mlflow.parentRunId": self.parent,
@@ -193,7 +204,7 @@ class Runs:
                     self._tag: str(number),
                     STATE_TAG: "RUNNING",
                     **_SOURCE,
-                    **event.get("tags", {}),
+                    **event.tags,
                 },
             )
             run = str(made.info.run_id)
@@ -208,8 +219,8 @@ class Runs:
             self._client.update_run(run, status="RUNNING")
             self._client.set_tag(run, STATE_TAG, "RUNNING")
             self._client.set_tag(run, "mlflow.runName", self._title(number))
-            self._client.set_tag(run, "resumed", event["begun"])
-        self._params[number] = event["params"]
+            self._client.set_tag(run, "resumed", event.begun)
+        self._params[number] = dict(event.params)
         self._unsent.add(number)
         self._runs[number], self._places[number] = run, str(made.info.artifact_uri)
 
@@ -245,17 +256,17 @@ class Runs:
             self._client.log_batch(self._runs[number], metrics=points[first : first + _BATCH])
         self._unsent.discard(number)
 
-    def _end(self, event: Mapping[str, Any]) -> None:
-        number, ending, best = event["trial"], Ending(event["ending"]), event["best"]
-        run, epochs = self._runs[number], list(event.get("epochs", ()))
-        tags = {STATE_TAG: ending.value, NOTE_TAG: self._note(event, ending)}
-        if event["reason"] and ending is not Ending.COMPLETED:
-            tags["reason"] = event["reason"][-500:]
+    def _end(self, event: End) -> None:
+        number, ending, best = event.trial, event.ending, event.best
+        run, epochs = self._runs[number], list(event.epochs)
+        tags = {STATE_TAG: ending.value, NOTE_TAG: self._note(event)}
+        if event.reason and ending is not Ending.COMPLETED:
+            tags["reason"] = event.reason[-500:]
         if ending not in (Ending.COMPLETED, Ending.INTERRUPTED):
             tags["mlflow.runName"] = f"{self._title(number)} ({ending.value.lower().replace('_', ' ')})"
         model = None
         if ending is not Ending.INTERRUPTED:
-            again = bool(event.get("replayed")) or number in self._told
+            again = event.replayed or number in self._told
             model = self._log_files(number, run, self._params.get(number, {}), again=again)
             tags |= _provenance(self._home.trial(number))
         if best:
@@ -267,15 +278,15 @@ class Runs:
         self._log(number, epochs, tags)
         if best and model:
             self._score_model(number, model, best)
-        self._client.set_terminated(run, ENDINGS[ending].mlflow, end_time=event["at"])
+        self._client.set_terminated(run, ENDINGS[ending].mlflow, end_time=event.at)
         self._params.pop(number, None)
 
-    def _note(self, event: Mapping[str, Any], ending: Ending) -> str:
+    def _note(self, event: End) -> str:
         if self._role == "refit":
-            return refit_note(self._spec, ending, event["reason"])
+            return refit_note(self._spec, event.ending, event.reason)
         if self._role == "ensemble":
             return ensemble_note(self._spec)
-        return trial_note(self._spec, ending, event["reason"], event["best"])
+        return trial_note(self._spec, event.ending, event.reason, event.best)
 
     def _log_files(self, number: int, run: str, params: Mapping[str, Any], *, again: bool) -> str | None:
         """Logs what the trial left in its folder, what it applied and its model; returns the id of that."""
@@ -342,18 +353,18 @@ class Runs:
 
         get_artifact_repository(location, tracking_uri=self._spec.tracking_uri).log_artifacts(str(folder))
 
-    def _summarize(self, event: Mapping[str, Any]) -> None:
+    def _summarize(self, event: Summary) -> None:
         from mlflow.entities import Metric, RunTag
 
         began = self._client.get_run(self.parent).info.start_time
-        points = [Metric(name, value, began + step, step) for name, step, value in event["points"]]
-        tags = [RunTag(key, str(value)) for key, value in event["tags"].items()]
+        points = [Metric(name, value, began + step, step) for name, step, value in event.points]
+        tags = [RunTag(key, str(value)) for key, value in event.tags.items()]
         for first in range(0, max(1, len(points)), _BATCH):
             self._client.log_batch(self.parent, metrics=points[first : first + _BATCH], tags=tags)
-        for file, text in event["texts"].items():
+        for file, text in event.texts.items():
             self._client.log_text(self.parent, text, file)
 
-    def _describe_data(self, told: Mapping[str, Any]) -> None:
+    def _describe_data(self, event: Data) -> None:
         """Tells what the search's run was trained on; a second time changes nothing."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -362,11 +373,11 @@ class Runs:
             datasets=[
                 DatasetInput(
                     Dataset(
-                        name=told["name"],
-                        digest=told["digest"],
+                        name=event.name,
+                        digest=event.digest,
                         source_type="transfer-search",
-                        source=json.dumps(told["source"]),
-                        profile=json.dumps(told["profile"]),
+                        source=json.dumps(event.source),
+                        profile=json.dumps(event.profile),
                     ),
                     [InputTag("mlflow.data.context", "training")],
                 )

@@ -1,6 +1,6 @@
-"""The process that sends a search's events to MLflow: `python -m search.sender`, events in, answers out.
+"""The process that sends a search's events to MLflow: events in, answers out.
 
-Each line of standard input is an event of `search.tracking`, in JSON. A trial's start goes before all that
+Each line of standard input is an event of `search.tracking.events`. A trial's start goes before all that
 waits, since the search waits for its run's id. The process ends with its input; whoever reads the outbox
 then goes on where it stopped. One sender at a time works for a search.
 """
@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,6 +33,7 @@ from search.masking import MaskingFilter, masked
 from search.spec.search_spec import read_spec
 from search.study.storage import write_ahead
 from search.tracking.client import is_refusal, load_mlflow
+from search.tracking.events import End, Epoch, Epochs, Event, Flush, Open, Start, TrialEvent, of_line
 from search.tracking.outbox import Outbox
 from search.tracking.runs import Runs
 
@@ -45,8 +46,6 @@ _REFUSED_TIMES = 2
 """How often what MLflow refuses is sent again: it may have been said of a moment."""
 _LAST_SECONDS = 10.0
 """How long a sender that nobody listens to stays at what it is sending."""
-
-Event = dict[str, Any]
 
 
 @dataclass
@@ -86,13 +85,12 @@ class Sender:
         try:
             for line in lines:
                 try:
-                    event = json.loads(line)
-                    kind = event["event"]
-                except (ValueError, TypeError, KeyError):
+                    event = of_line(line)
+                except ValueError:
                     log.warning("a line that is no event: %.80s", line)  # torn: the search has just died
                     continue
-                if kind == "start" and self._is_away:
-                    self._answer(f"run {event['trial']}", None)  # nobody need wait for it
+                if isinstance(event, Start) and self._is_away:
+                    self._answer(f"run {event.trial}", None)  # nobody need wait for it
                 self._arrived.put(event)
         finally:
             self._ended.set()
@@ -112,7 +110,7 @@ class Sender:
         """What has arrived; waits for it where nothing else is to be done."""
         events: list[Event | None] = []
         if due is None:
-            delays = [self._delays.get(event.get("trial")) for event in waiting]
+            delays = [self._delays.get(event.about) for event in waiting]
             until = min((delay.until for delay in delays if delay is not None), default=None)
             pause = None if until is None else max(0.01, until - time.monotonic())
             with suppress(queue.Empty):
@@ -125,45 +123,42 @@ class Sender:
         """The place of the first event that need not wait; a flush waits for all before it."""
         now = time.monotonic()
         for place, event in enumerate(waiting):
-            if event["event"] == "flush":
+            if isinstance(event, Flush):
                 return place if place == 0 else None
-            delay = self._delays.get(event.get("trial"))
+            delay = self._delays.get(event.about)
             if delay is None or delay.until <= now:
                 return place
         return None
 
     def _sent(self, event: Event, rest: list[Event]) -> list[Event]:
         """Sends an event; returns what waits then."""
-        trial = event.get("trial")
-        if event["event"] == "flush":
-            self._answer(event["answer"], True)
+        if isinstance(event, Flush):
+            self._answer(event.answer, True)
             return rest
-        if trial in self._aside and event["event"] != "start":
+        if event.about in self._aside and not isinstance(event, Start):
             return rest
         try:
-            delay = self._delays.get(trial)
-            self._runs.write(event if delay is None else {**event, "replayed": True})
+            self._runs.write(_again(event) if event.about in self._delays else event)
         except Exception as error:
             return self._failed(event, error, rest)
         self._written(event)
         return rest
 
     def _written(self, event: Event) -> None:
-        trial = event.get("trial")
-        delay = self._delays.get(trial)
+        delay = self._delays.get(event.about)
         if delay is not None and not delay.is_fresh:
-            del self._delays[trial]
+            del self._delays[event.about]
         elif delay is not None:
             delay.attempts = delay.refused = 0
         if self._is_away:
             self._is_away = False
             self._answer("away", None)
-        match event["event"]:
-            case "start":
+        match event:
+            case Start(trial=trial):
                 self._aside.discard(trial)
-                self._answer(f"run {trial}", self._runs.of(event["trial"]))
-            case "end":
-                self._outbox.acknowledge(event["trial"])
+                self._answer(f"run {trial}", self._runs.of(trial))
+            case End(trial=trial):
+                self._outbox.acknowledge(trial)
                 self._delays.pop(trial, None)
                 self._aside.add(trial)  # what is told of it once more, until it starts again, is known
                 self._answer("heard", True)
@@ -171,10 +166,10 @@ class Sender:
                 self._answer("heard", True)
 
     def _failed(self, event: Event, error: Exception, rest: list[Event]) -> list[Event]:
-        trial = event.get("trial")
+        trial = event.about
         delay = self._delays.setdefault(trial, _Delay())
         said = masked(f"{type(error).__name__}: {error}")
-        if event["event"] == "start":
+        if isinstance(event, Start):
             self._answer(f"run {trial}", None)
         if is_refusal(error):
             delay.refused += 1
@@ -187,26 +182,26 @@ class Sender:
         log.warning("MLflow did not take %s of %s: %s; again in %gs", *_whole(event, said), pause)
         delay.attempts += 1
         delay.until = time.monotonic() + pause
-        place = next((at for at, each in enumerate(rest) if each.get("trial") == trial), len(rest))
-        flush = next((at for at, each in enumerate(rest) if each["event"] == "flush"), len(rest))
+        place = next((at for at, each in enumerate(rest) if each.about == trial), len(rest))
+        flush = next((at for at, each in enumerate(rest) if isinstance(each, Flush)), len(rest))
         rest.insert(min(place, flush), event)
         return rest
 
     def _refused(self, event: Event, said: str, rest: list[Event]) -> list[Event]:
         """Makes the run of a refused event again, from all that is known of it; else sets it aside."""
-        trial = event.get("trial")
+        trial = event.about
         if trial is None:
-            log.error("MLflow refuses %s of the search: %s; it is left out", event["event"], said)
+            log.error("MLflow refuses %s of the search: %s; it is left out", event.kind, said)
             del self._delays[trial]
             return rest
-        others = [each for each in rest if each.get("trial") != trial]
+        others = [each for each in rest if each.about != trial]
         delay = self._delays[trial]
         if not delay.is_fresh:
             log.warning("MLflow refuses %s of %s: %s; its run is made again", *_whole(event, said))
             self._runs.forget(trial)
             self._delays[trial] = _Delay(is_fresh=True)
-            again = [{**each, "replayed": True} for each in self._outbox.events(trial)[0]]
-            if any(each["event"] == "start" for each in again):
+            again = [_again(each) for each in self._outbox.events(trial)[0]]
+            if any(isinstance(each, Start) for each in again):
                 return _ordered([*again, *others])
         log.error("MLflow refuses %s of %s: %s; what it was to be told is set aside", *_whole(event, said))
         self._outbox.refuse(trial, said)
@@ -216,8 +211,13 @@ class Sender:
         return others
 
 
+def _again(event: Event) -> Event:
+    """The event as one that MLflow may have."""
+    return replace(event, replayed=True) if isinstance(event, TrialEvent) else event
+
+
 def _whole(event: Event, said: str) -> tuple[str, str, str]:
-    return event["event"], f"trial {event['trial']}" if "trial" in event else "the search", said
+    return event.kind, "the search" if event.about is None else f"trial {event.about}", said
 
 
 def _answer(answers: TextIO, name: str, value: Any) -> None:
@@ -229,36 +229,37 @@ def _answer(answers: TextIO, name: str, value: Any) -> None:
         log.warning("the search has ended")
 
 
-def _ordered(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _ordered(events: Iterable[Event]) -> list[Event]:
     """Starts first, then the rest in order, with the epochs of a trial together, in its end if that came."""
     starts: list[Event] = []
-    rest: list[dict[str, Any]] = []
-    open_epochs: dict[int, dict[str, Any]] = {}
+    rest: list[Event | None] = []
+    gathered: dict[int, tuple[int, Epochs]] = {}  # of a trial: where in the rest its last epochs are
     for event in events:
-        match event["event"]:
-            case "start":
+        match event:
+            case Start():
                 starts.append(event)
-            case "epoch":
-                together = open_epochs.get(event["trial"])
-                if together is None:
-                    together = {"event": "epochs", "trial": event["trial"], "epochs": []}
-                    open_epochs[event["trial"]] = together
-                    rest.append(together)
-                together["epochs"].append((event["epoch"], event["metrics"]))
-            case "epochs":
-                open_epochs[event["trial"]] = event
-                rest.append(event)
-            case "end" if "epochs" not in event and event["trial"] in open_epochs:
-                together = open_epochs.pop(event["trial"])
-                rest.remove(together)
-                rest.append({**event, "epochs": together["epochs"]})
-            case "flush":
-                open_epochs.clear()
+            case Epoch() | Epochs():
+                place, known = gathered.get(event.trial, (len(rest), None))
+                together = _together(known, event)
+                gathered[event.trial] = place, together
+                rest[place : place + 1] = [together]
+            case End(trial=trial, epochs=()) if trial in gathered:
+                place, together = gathered.pop(trial)
+                rest[place] = None
+                rest.append(replace(event, epochs=together.epochs))
+            case Flush():
+                gathered.clear()
                 rest.append(event)
             case _:
-                open_epochs.pop(event.get("trial", -1), None)
+                if event.about is not None:
+                    gathered.pop(event.about, None)
                 rest.append(event)
-    return starts + rest
+    return starts + [event for event in rest if event is not None]
+
+
+def _together(known: Epochs | None, event: Epoch | Epochs) -> Epochs:
+    more = event.epochs if isinstance(event, Epochs) else ((event.epoch, event.metrics),)
+    return Epochs(trial=event.trial, epochs=(*(known.epochs if known else ()), *more))
 
 
 def _connected(connection: Any, record: Any) -> None:
@@ -275,12 +276,11 @@ def main() -> None:
     listen(Engine, "connect", _connected)
     load_mlflow(whole=True)  # while the search does other things
     try:
-        opening = json.loads(sys.stdin.readline() or "null")
+        opening = of_line(sys.stdin.readline())
     except ValueError:
-        return  # torn: the search has just died
-    if opening is None:
-        return
-    home = Home(Path(opening["home"]))
+        return  # torn, or nothing: the search has just died
+    assert isinstance(opening, Open)
+    home = Home(Path(opening.home))
     logging.basicConfig(format=f"%(asctime)s %(levelname)s {home.name} %(name)s: %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(MaskingFilter())
@@ -323,19 +323,19 @@ class _Lines:
 
 
 def _opened(
-    opening: Event, home: Home, answer: Callable[[str, Any], None], ended: threading.Event
+    opening: Open, home: Home, answer: Callable[[str, Any], None], ended: threading.Event
 ) -> Runs | None:
     """The search's runs; of one whose run is known, as soon as MLflow is there. None where nobody waits."""
-    known = opening["parent"] and opening.get("experiment")
+    known = opening.parent and opening.experiment
     attempt = 0
     while not ended.is_set():
         try:
             runs = Runs(
-                read_spec(opening["spec"]),
+                read_spec(opening.spec),
                 home,
-                opening["search_id"],
-                role=opening["role"],
-                parent=opening["parent"],
+                opening.search_id,
+                role=opening.role,
+                parent=opening.parent,
             )
         except TransferSearchError as error:
             said = masked(str(error))

@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,21 @@ from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import SearchStudy
 from search.study.trials import Assignment, Ending
+from search.tracking.events import (
+    Close,
+    DamageFound,
+    Data,
+    End,
+    Epoch,
+    Event,
+    Failed,
+    Flush,
+    Moved,
+    Open,
+    Start,
+    Summary,
+    TrialEvent,
+)
 from search.tracking.line import Line, Sender, started
 from search.tracking.outbox import Outbox
 from search.tracking.overview import Overview
@@ -74,14 +90,14 @@ class Tracker:
         self._study = study
         self._is_part = within is not None
         known = study if within is None else within._study
-        self._search = {
-            "spec": spec.to_yaml(),
-            "home": str(home.root),
-            "search_id": study.search_id,
-            "role": study.role,
-            "parent": known.parent_run,
-            "experiment": known.experiment,
-        }
+        self._opening = Open(
+            spec=spec.to_yaml(),
+            home=str(home.root),
+            search_id=study.search_id,
+            role=study.role,
+            parent=known.parent_run,
+            experiment=known.experiment,
+        )
         self._answers: dict[str, Any] = {}
         self._heard = 0
         self._silent_since: float | None = None  # when it was told what it has not answered
@@ -95,7 +111,7 @@ class Tracker:
     def _use(self, sender: Sender) -> None:
         self._line = Line(sender)
         threading.Thread(target=self._listen, args=(sender,), name="mlflow", daemon=True).start()
-        self._line.say({"event": "open", **self._search})
+        self._line.say(self._opening)
 
     def _listen(self, process: Sender) -> None:
         assert process.stdout is not None
@@ -113,7 +129,7 @@ class Tracker:
         with self._changed:
             self._changed.notify_all()
 
-    def _tell(self, event: Mapping[str, Any]) -> None:
+    def _tell(self, event: Event) -> None:
         """Hands an event to the sender; to a new one, with all that is left, where that has died."""
         self._silent_since = self._silent_since or time.monotonic()
         if not self._line.is_broken and self._line.process.poll() is None:
@@ -122,7 +138,7 @@ class Tracker:
         log.warning("the process that sends to MLflow has ended; starting another")
         self._use(started(self._home))
         self._send_outbox()
-        if "trial" not in event:
+        if event.about is None:
             self._line.say(event)
 
     def _answer(self, name: str, timeout: float, quiet: float | None = None) -> Any:
@@ -149,25 +165,24 @@ class Tracker:
         """Sends what is left, and what a crash or a disk may have taken from it."""
         for number in self._outbox.numbers():
             events, damaged = self._outbox.events(number)
-            kinds = [event["event"] for event in events]
             begun = self._study.begun(number)
-            if "start" not in kinds and begun is not None:
+            if begun is not None and not any(isinstance(event, Start) for event in events):
                 events.insert(0, self._start(begun, again=True))
             if damaged:
-                ends = [event for event in events if event["event"] == "end"] or self._ended(number)
-                others = [event for event in events if event["event"] != "end"]
+                ends = [event for event in events if isinstance(event, End)] or self._ended(number)
+                others = [event for event in events if not isinstance(event, End)]
                 events = [*others, *self._retold(number), *ends]
             for event in events:
-                self._line.say({**event, "replayed": True})
+                self._line.say(replace(event, replayed=True))
 
-    def _retold(self, number: int) -> list[dict[str, Any]]:
+    def _retold(self, number: int) -> list[TrialEvent]:
         """A trial's epochs as its folder and the study know them; MLflow takes those that it lacks."""
         told = self._study.told(number)
         return [
             _epoch(number, epoch, known) for epoch, known in self._recorded(number).items() if epoch in told
         ]
 
-    def _ended(self, number: int) -> list[dict[str, Any]]:
+    def _ended(self, number: int) -> list[TrialEvent]:
         """A trial's end as the study knows it."""
         return [
             _end(number, record.ending, record.best, record.reason)
@@ -201,7 +216,7 @@ class Tracker:
             Refused: if MLflow does not know the user.
             TrackingError: if MLflow cannot be written.
         """
-        if self._search["parent"] and self._search["experiment"]:
+        if self._opening.parent and self._opening.experiment:
             return
         opened = self._answer("opened", _OPEN_SECONDS) or {"error": f"no answer; see {self._home.log}"}
         if "refused" in opened:
@@ -227,14 +242,14 @@ class Tracker:
         """
         self._asked += 1
         name = f"flushed {self._asked}"
-        self._tell({"event": "flush", "answer": name})
+        self._tell(Flush(answer=name))
         silent = time.monotonic() - (self._silent_since or time.monotonic())
         left = 0.0 if self._answers.get("away") else _QUIET_SECONDS - silent
         return bool(self._answer(name, timeout, max(_RUN_SECONDS, left)))
 
     def summarize(self, known: Overview) -> None:
         """Puts what is known of the whole search on its run; telling it twice changes nothing."""
-        self._tell({"event": "summary", "tags": known.tags, "points": known.points, "texts": known.texts})
+        self._tell(Summary(tags=known.tags, points=list(known.points), texts=known.texts))
 
     def describe_data(self) -> None:
         """Tells the search's run what it is trained on, as far as the study knows."""
@@ -243,20 +258,19 @@ class Tracker:
             return
         profile = {"images": known["images"], "classes": known["classes"][:_CLASSES]}
         self._tell(
-            {
-                "event": "data",
-                "name": Path(str(spec.data.source)).name[:_NAME_LENGTH] or "data",
-                "digest": str(known["data"])[:_DIGEST_LENGTH],
-                "source": {"source": str(spec.data.source), "modality": spec.data.modality},
-                "profile": {**profile, "number of classes": len(known["classes"])},
-            }
+            Data(
+                name=Path(str(spec.data.source)).name[:_NAME_LENGTH] or "data",
+                digest=str(known["data"])[:_DIGEST_LENGTH],
+                source={"source": str(spec.data.source), "modality": spec.data.modality},
+                profile={**profile, "number of classes": len(known["classes"])},
+            )
         )
 
     def close(self, state: str, timeout: float = 600.0) -> bool:
         """Sends the rest, ends the parent run and the sender; False if something is left."""
         sent = self.flush(timeout)
         if sent and not self._is_part:
-            self._tell({"event": "close", "state": state})
+            self._tell(Close(state=state))
             sent = self.flush(timeout)
         opened = self._answers.get("opened", {})
         if not self._is_part and "parent" in opened and opened["parent"] != self._study.parent_run:
@@ -309,33 +323,32 @@ class Tracker:
             for event in self._retold(assignment.number):
                 self._put(event)
 
-    def _start(self, assignment: Assignment, *, again: bool) -> dict[str, Any]:
-        return {
-            "event": "start",
-            "trial": assignment.number,
-            "at": int(time.time() * 1000),
-            "begun": assignment.begun,
-            "replayed": again,
-            "params": assignment.hparams.active,
-            "tags": self._study.tags(assignment.number),
-        }
+    def _start(self, assignment: Assignment, *, again: bool) -> Start:
+        return Start(
+            trial=assignment.number,
+            at=int(time.time() * 1000),
+            begun=assignment.begun,
+            replayed=again,
+            params=assignment.hparams.active,
+            tags=self._study.tags(assignment.number),
+        )
 
     def epoch_ended(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         self._put(_epoch(number, epoch, metrics))
 
     def attempt_failed(self, number: int, reason: str) -> None:
-        self._put({"event": "failed", "trial": number, "reason": reason})
+        self._put(Failed(trial=number, reason=reason))
 
     def trial_moved(self, number: int, moves: int) -> None:
-        self._put({"event": "move", "trial": number, "moves": moves})
+        self._put(Moved(trial=number, moves=moves))
 
     def damage_found(self, number: int, what: str) -> None:
-        self._put({"event": "damage", "trial": number, "what": what})
+        self._put(DamageFound(trial=number, what=what))
 
     def trial_ended(self, number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> None:
         self._put(_end(number, ending, best, reason))
 
-    def _put(self, event: Mapping[str, Any]) -> None:
+    def _put(self, event: TrialEvent) -> None:
         while True:
             try:
                 self._outbox.add(event)
@@ -348,16 +361,10 @@ class Tracker:
         self._tell(event)
 
 
-def _end(number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> dict[str, Any]:
-    return {
-        "event": "end",
-        "trial": number,
-        "at": int(time.time() * 1000),
-        "ending": ending.value,
-        "best": None if best is None else dict(best),
-        "reason": reason,
-    }
+def _end(number: int, ending: Ending, best: Mapping[str, float] | None, reason: str) -> End:
+    told = None if best is None else dict(best)
+    return End(trial=number, at=int(time.time() * 1000), ending=ending, best=told, reason=reason)
 
 
-def _epoch(number: int, epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:
-    return {"event": "epoch", "trial": number, "epoch": epoch, "metrics": dict(metrics)}
+def _epoch(number: int, epoch: int, metrics: Mapping[str, float]) -> Epoch:
+    return Epoch(trial=number, epoch=epoch, metrics=dict(metrics))

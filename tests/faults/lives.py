@@ -26,6 +26,7 @@ from search.study import storage
 from search.study.search_study import SearchStudy
 from search.tracking import sender as sending
 from search.tracking import tracker as tracking
+from search.tracking.events import Event, Flush, Open
 from search.tracking.runs import Runs
 from search.tracking.tracker import Tracker
 from tests.faults.moments import Died, Fault, Moments
@@ -130,35 +131,35 @@ class _Here:
     def __init__(self, wired: Wired, moments: Moments) -> None:
         self._wired, self._moments = wired, moments
         self._sender: sending.Sender | None = None
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting: list[Event] = []
         self.is_broken = False
         self.process = self
 
-    def say(self, event: Mapping[str, Any]) -> None:
+    def say(self, event: Event) -> None:
         if self.is_broken:
             return
         try:
             with self._moments.of("sender"):
-                self._take(dict(event))
+                self._take(event)
         except Died:
             self.is_broken = True
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _take(self, event: Event) -> None:
         wired = self._wired
-        if event["event"] == "open":
+        if isinstance(event, Open):
             runs = Runs(
-                read_spec(event["spec"]),
+                read_spec(event.spec),
                 wired._home,
-                event["search_id"],
-                role=event["role"],
-                parent=event["parent"],
+                event.search_id,
+                role=event.role,
+                parent=event.parent,
             )
             self._sender = sending.Sender(runs, wired._home, wired._answers.__setitem__)
             wired._answers["opened"] = {"parent": runs.parent, "experiment": runs.experiment}
             return
         assert self._sender is not None
         self._waiting = sending._ordered([*self._waiting, event])
-        asks = event["event"] == "flush"
+        asks = isinstance(event, Flush)
         while (due := self._sender._due(self._waiting)) is not None or (asks and self._waiting):
             if due is not None:
                 self._waiting = self._sender._sent(self._waiting.pop(due), self._waiting)
@@ -178,7 +179,7 @@ class Wired(Tracker):
 
     def _use(self, sender: Any) -> None:
         self._line = _Here(self, self.moments)  # type: ignore[assignment]
-        self._line.say({"event": "open", **self._search})
+        self._line.say(self._opening)
 
 
 @dataclass(frozen=True)

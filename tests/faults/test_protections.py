@@ -19,6 +19,7 @@ from search.run import conductor as conducting
 from search.run.checkpoints import Checkpoints
 from search.run.conductor import Conductor
 from search.study.search_study import SearchStudy
+from search.tracking.events import End, TrialEvent
 from search.tracking.outbox import Outbox
 from search.tracking.runs import Runs
 from search.tracking.tracker import Tracker
@@ -106,10 +107,10 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     add = Outbox.add
 
-    def forgetful(self: Outbox, event: Mapping[str, Any]) -> None:
+    def forgetful(self: Outbox, event: TrialEvent) -> None:
         add(self, event)
-        if event["event"] == "end":
-            self.acknowledge(event["trial"])
+        if isinstance(event, End):
+            self.acknowledge(event.trial)
 
     patch.setattr(Outbox, "add", forgetful)
 

@@ -19,6 +19,7 @@ from search.search import Search
 from search.spec.search_spec import SearchSpec
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
+from search.tracking.events import Start
 from search.tracking.tracker import Tracker
 from tests.search.specs import small
 from trainables.files.trial_folder import write_epochs
@@ -152,8 +153,8 @@ def plant(planted: Planted) -> None:
     client.set_tag(runs[13], "best_epoch", "1")
     client.log_batch(runs[14], metrics=[Metric("val_loss", 0.5, at, 9)])
     (home.trial(15) / STATE_FILE).write_bytes(b"")
-    start = {"event": "start", "trial": 16, "at": 1, "begun": 1, "params": {}, "tags": {}}
-    (home.outbox / "00016.jsonl").write_text(json.dumps(start) + "\nhalf a line")
+    start = Start(trial=16, at=1, begun=1, params={})
+    (home.outbox / "00016.jsonl").write_text(start.line() + "half a line")
     planted.optuna(
         f"update trial_intermediate_values set intermediate_value = 0.77 "
         f"where step = 2 and trial_id = {planted.optuna_trial(17)}",

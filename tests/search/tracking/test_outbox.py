@@ -10,15 +10,26 @@ from pathlib import Path
 import pytest
 
 from search.masking import MaskingFilter, masked
+from search.tracking.events import Epoch
 from search.tracking.outbox import Outbox
 
 
-def event(number: int, epoch: int) -> dict[str, object]:
-    return {"event": "epoch", "trial": number, "epoch": epoch, "metrics": {"val_loss": epoch / 10}}
+def event(number: int, epoch: int) -> Epoch:
+    return Epoch(trial=number, epoch=epoch, metrics={"val_loss": epoch / 10})
 
 
 @pytest.mark.parametrize(
-    "torn", [b'{"event": "epoch", "tri', b"\xff\xfe{\x00", b"\x00\x00\x00", b"[1, 2]\n", b'{"trial": 9}\n']
+    "torn",
+    [
+        b'{"event": "epoch", "tri',
+        b"\xff\xfe{\x00",
+        b"\x00\x00\x00",
+        b"[1, 2]\n",
+        b'{"trial": 9}\n',
+        b'{"event": "epoch", "trial": 3}\n',
+        b'{"event": "end", "trial": 3, "at": 1, "ending": "LATE", "best": null, "reason": ""}\n',
+        b'{"event": "close", "state": "FINISHED"}\n',
+    ],
 )
 def test_damaged_lines_are_left_out_and_what_comes_after_is_read(tmp_path: Path, torn: bytes) -> None:
     outbox = Outbox(tmp_path)

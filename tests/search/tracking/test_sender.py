@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from search.home import Home
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
+from search.tracking.events import End, Epoch, Event, Flush, Open, Start, TrialEvent
 from search.tracking.outbox import Outbox
 from search.tracking.runs import Runs
 from search.tracking.sender import Sender
@@ -51,16 +52,15 @@ class Sending:
         self.answers: dict[str, Any] = {}
         self.sender = Sender(self.runs, self.home, self.answers.__setitem__)
 
-    def tell(self, *events: Mapping[str, Any]) -> None:
+    def tell(self, *events: TrialEvent) -> None:
         """Tells the events as a driver does, and waits until the sender has nothing more to do."""
         for event in events:
-            if "trial" in event:
-                self.outbox.add(event)
+            self.outbox.add(event)
         asked = threading.Event()
 
         def lines() -> Iterator[str]:
-            yield from (json.dumps(event) for event in events)
-            yield json.dumps({"event": "flush", "answer": "flushed"})
+            yield from (event.line() for event in events)
+            yield Flush(answer="flushed").line()
             asked.wait(60)
 
         sender = Sender(self.runs, self.home, self._answered(asked))
@@ -94,18 +94,17 @@ def sending(folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Sendi
     return Sending(folder, store)
 
 
-def start(number: int) -> dict[str, Any]:
-    return {"event": "start", "trial": number, "at": 1000, "begun": 0, "params": {"lr": 0.1}, "tags": {}}
+def start(number: int) -> Start:
+    return Start(trial=number, at=1000, begun=0, params={"lr": 0.1})
 
 
-def epoch(number: int, epoch: int) -> dict[str, Any]:
-    return {"event": "epoch", "trial": number, "epoch": epoch, "metrics": dict.fromkeys(METRICS, epoch / 10)}
+def epoch(number: int, epoch: int) -> Epoch:
+    return Epoch(trial=number, epoch=epoch, metrics=dict.fromkeys(METRICS, epoch / 10))
 
 
-def end(number: int) -> dict[str, Any]:
+def end(number: int) -> End:
     best = {"epoch": 2, **dict.fromkeys(METRICS, 0.2)}
-    told = {"event": "end", "trial": number, "at": 2000, "ending": "COMPLETE", "best": best, "reason": ""}
-    return told
+    return End(trial=number, at=2000, ending=Ending.COMPLETED, best=best, reason="")
 
 
 def leave_model(home: Home, number: int) -> None:
@@ -141,15 +140,15 @@ def models(sending: Sending, number: int) -> list[Any]:
 
 
 def test_what_is_refused_for_good_is_set_aside_and_named_and_the_rest_arrives(sending: Sending) -> None:
-    events = [start(0), {**epoch(0, 1), "metrics": {"val_loss": "no number"}}, end(0), start(1), epoch(1, 1)]
-    sending.tell(*events, end(1))
+    spoiled = replace(epoch(0, 1), metrics={"val_loss": "no number"})  # type: ignore[dict-item]
+    sending.tell(start(0), spoiled, end(0), start(1), epoch(1, 1), end(1))
     assert sending.points(1) == [(1, 0.1)]
     assert sending.outbox.numbers() == [0]
     assert list(sending.outbox.refusals()) == [0]
     assert "refused 0" in sending.answers
     # It is sent again when it is told again: by a doctor, who has mended it.
     (sending.home.outbox / "00000.jsonl").unlink()
-    sending.tell({**start(0), "replayed": True}, epoch(0, 1), end(0))
+    sending.tell(replace(start(0), replayed=True), epoch(0, 1), end(0))
     assert sending.points(0) == [(1, 0.1)]
     assert sending.outbox.refusals() == {}
 
@@ -160,11 +159,11 @@ def test_what_mlflow_is_away_for_holds_up_no_other_trial_and_arrives(
     written: list[tuple[int, str]] = []
     write, tries = Runs.write, iter(range(3))
 
-    def failing(runs: Runs, event: Mapping[str, Any]) -> None:
-        if event.get("trial") == 0 and event["event"] != "start" and next(tries, None) is not None:
+    def failing(runs: Runs, event: TrialEvent) -> None:
+        if event.trial == 0 and not isinstance(event, Start) and next(tries, None) is not None:
             raise MlflowException("API request failed: connection refused by http://me:pw@host")
         write(runs, event)
-        written.append((event["trial"], event["event"]))
+        written.append((event.trial, event.kind))
 
     monkeypatch.setattr(Runs, "write", failing)
     monkeypatch.setattr("search.tracking.sender._RETRY_SECONDS", (0.3,))
@@ -184,13 +183,11 @@ def test_a_model_that_was_made_and_never_finished_is_finished_and_not_doubled(
         )
         sending.runs.write(start(0))
         with pytest.raises(KeyboardInterrupt):  # the sender was killed
-            sending.runs.write({**end(0), "epochs": [(1, dict.fromkeys(METRICS, 0.1))]})
+            sending.runs.write(replace(end(0), epochs=((1, dict.fromkeys(METRICS, 0.1)),)))
     (pending,) = models(sending, 0)
     assert pending.status == "PENDING"
     sending.runs.forget(0)
-    sending.tell(
-        {**start(0), "replayed": True}, {**epoch(0, 1), "replayed": True}, {**end(0), "replayed": True}
-    )
+    sending.tell(*(replace(each, replayed=True) for each in (start(0), epoch(0, 1), end(0))))
     (whole,) = models(sending, 0)
     assert (whole.status, whole.model_id) == ("READY", pending.model_id)
 
@@ -203,7 +200,7 @@ def test_a_sender_whose_driver_died_in_the_midst_of_a_line_ends(folder: Path, st
     home.make()
     shutil.copy(store, folder / "mlflow.db")
     spec = small(f"tracking.uri=sqlite:///{folder / 'mlflow.db'}")
-    opening = {"event": "open", "spec": spec.to_yaml(), "home": str(home.root), "search_id": "abc"}
+    opening = Open(spec=spec.to_yaml(), home=str(home.root), search_id="abc", role="trial")
     process = subprocess.Popen(
         [sys.executable, "-m", "search.tracking.sender"],
         stdin=subprocess.PIPE,
@@ -213,10 +210,10 @@ def test_a_sender_whose_driver_died_in_the_midst_of_a_line_ends(folder: Path, st
     )
     assert process.stdin
     assert process.stdout
-    process.stdin.write(json.dumps({**opening, "role": "trial", "parent": None}) + "\n")
+    process.stdin.write(opening.line())
     process.stdin.flush()
     assert '"opened": {"parent"' in process.stdout.readline()
-    _, said = process.communicate(json.dumps(start(0))[:20], timeout=60)
+    _, said = process.communicate(start(0).line()[:20], timeout=60)
     assert "a line that is no event" in said
 
 
@@ -238,7 +235,7 @@ def test_a_search_whose_mlflow_is_away_waits_for_nothing_and_keeps_everything(fo
     assert time.monotonic() - began < 10
     assert not tracker.close("FINISHED")
     outbox = Outbox(home.outbox)
-    assert [[event["event"] for event in outbox.events(number)[0]] for number in range(5)] == [
+    assert [[event.kind for event in outbox.events(number)[0]] for number in range(5)] == [
         ["start", "epoch", "end"]
     ] * 5
 
@@ -255,20 +252,20 @@ def test_a_trial_that_goes_on_tells_its_epochs_again_and_damaged_lines_are_made_
     for each in (1, 2):
         study.report(0, each, metrics[each])
     tracker = Tracker(spec, home, study)
-    said: list[Mapping[str, Any]] = []
+    said: list[Event] = []
     tracker._line.say = said.append  # type: ignore[method-assign, assignment]
     tracker.trial_started(study.continue_trial(0))
     # Epoch 3 was never told; the conductor tells it when the trial says so.
-    assert [(event["event"], event.get("epoch")) for event in said] == [
+    assert [(event.kind, getattr(event, "epoch", None)) for event in said] == [
         ("start", None),
         ("epoch", 1),
         ("epoch", 2),
     ]
     said.clear()
-    (home.outbox / "00000.jsonl").write_bytes(b"\xff\xff\n" + json.dumps(end(0)).encode())
+    (home.outbox / "00000.jsonl").write_bytes(b"\xff\xff\n" + end(0).line().encode())
     tracker.replay()
     tracker._line.process.kill()
-    assert [(event["event"], event.get("epoch")) for event in said] == [
+    assert [(event.kind, getattr(event, "epoch", None)) for event in said] == [
         ("start", None),
         ("epoch", 1),
         ("epoch", 2),
