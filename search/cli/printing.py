@@ -33,9 +33,9 @@ def show_winner(row: TrialRow) -> None:
         _show_finalists(row)
     else:
         told = f"best trial {row.trial}: {row.value:.4f}"
-        told += "" if row.corrected is None else f" (selected; {row.corrected:.4f} expected of new images)"
+        told += "" if row.corrected is None else f" (selected; {row.corrected:.4f} expected on new data)"
         told += f", with the model of epoch {row.epoch}"
-        console.print(told, style="bold")
+        console.print(told, style="bold", soft_wrap=True)
         if row.chance is not None:
             told = f"  nothing was found: it {nothing_told(row.chance)}"
             console.print(told, style="yellow", highlight=False, soft_wrap=True)

@@ -19,8 +19,6 @@ from trainables.training.metrics import calibration_error
 
 __all__ = ["calibrated_model"]
 
-_LEFT_OUT = "scores of training images, left out of the head that was solved for"
-
 
 def calibrated_model(search: Search, row: TrialRow, loaded: LoadedModel, data: Data) -> LoadedModel:
     """The model with probabilities that mean what they say, and a card that says how far they do.
@@ -39,7 +37,7 @@ def calibrated_model(search: Search, row: TrialRow, loaded: LoadedModel, data: D
     kind, labels = search.spec.modality, data.labels[data.splits["validation"]]
     if not loaded.card.has_seen_validation:
         logits = split_logits(kind.predictor(loaded), data, "validation")
-        found, of = calibrated(logits, labels), f"{len(labels):,} validation images"
+        found, of = calibrated(logits, labels), f"{len(labels):,} validation {kind.item}s"
         errors = (found.before, found.after, f"{of}, each by a temperature of the others")
     else:
         try:
@@ -47,10 +45,11 @@ def calibrated_model(search: Search, row: TrialRow, loaded: LoadedModel, data: D
         except ModelError:
             return loaded  # of the trial nothing is left to find a temperature with
         logits = split_logits(kind.predictor(own), data, "validation")
-        found, of = calibrated(logits, labels), f"{len(labels):,} validation images, before the refit"
+        found, of = calibrated(logits, labels), f"{len(labels):,} validation {kind.item}s, before the refit"
         hparams = loaded.card.hparams
         if hparams.strategy == "probe" and hparams.head_is_solved:
-            found, of = Calibration(factor=1.0, before=found.before, after=found.before), _LEFT_OUT
+            found = Calibration(factor=1.0, before=found.before, after=found.before)
+            of = f"scores of training {kind.item}s, left out of the head that was solved for"
         errors = _on_test(kind, loaded, data, found.factor) or (found.before, found.after, of)
     told: dict[str, Any] = {
         "temperature": 1 / found.factor,
@@ -77,7 +76,7 @@ def _on_test(
         return None
     logits = split_logits(kind.predictor(loaded), data, "test").double()
     before, after = (calibration_error((each * logits).softmax(1), labels) for each in (1.0, factor))
-    return before, after, f"{len(labels):,} test images"
+    return before, after, f"{len(labels):,} test {kind.item}s"
 
 
 def _changed(kind: Modality[Any], logits: Tensor, labels: Tensor, loaded: LoadedModel) -> dict[str, float]:

@@ -245,7 +245,7 @@ def _checked(model: ExportedModel, kind: str, exporter: Exporter, folder: Path) 
     """Measures a file on the validation split; says so, or raises `ExportMismatch`."""
     predictor = model.modality.read_export(kind, folder / model.modality.export_files[kind])
     if model.data is None:
-        return f"{kind}: read back, and not checked on images"
+        return f"{kind}: read back, and not checked on {model.modality.item}s"
     accuracy, recorded = (
         _accuracy(predictor, model.modality, model.data),
         predictor.card.metric["val_accuracy"],
@@ -256,7 +256,7 @@ def _checked(model: ExportedModel, kind: str, exporter: Exporter, folder: Path) 
             f"the {kind} export has validation accuracy {accuracy:.4f}, but {recorded:.4f} was recorded: "
             "it is not the model that was trained; nothing was written. Did the data change?"
         )
-    seen = " on images that it was trained on" if predictor.card.has_seen_validation else ""
+    seen = f" on {model.modality.item}s that it was trained on" if predictor.card.has_seen_validation else ""
     told = f"{kind}: validation accuracy {accuracy:.4f}{seen}, as recorded ({recorded:.4f})"
     try:
         more = exporter.difference(predictor, model.data)

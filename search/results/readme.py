@@ -53,6 +53,7 @@ def readme(
     )
     text = pages.get_template("export.md.j2").render(
         search=search.name,
+        items=search.spec.items,
         row=row,
         card=card,
         formats=formats,
@@ -76,7 +77,7 @@ def _metrics(
     search: Search, row: TrialRow, card: Card, images: Mapping[str, int]
 ) -> Iterator[dict[str, Any]]:
     """The model's own metrics, then what its trial's fresh runs had together."""
-    own = dict(card.metric)
+    own, items = dict(card.metric), search.spec.items
     if card.has_seen_validation:
         # What it has of them now is no score. The trial's value is what the search chose by.
         own = {name: value for name, value in own.items() if not name.startswith("val_")}
@@ -86,7 +87,7 @@ def _metrics(
                 "name": search.metric,
                 "value": row.value,
                 "interval": "",
-                "of": f"trial {row.trial} on {count:,} validation images, before the refit (selected)",
+                "of": f"trial {row.trial} on {count:,} validation {items}, before the refit (selected)",
             }
     chosen_on = ", which its members were chosen on (selected)" if card.members else ""
     test = dict(row.test if row.model_of in ("refit", "ensemble") else {})
@@ -102,7 +103,7 @@ def _metrics(
             "name": name,
             "value": value,
             "interval": "" if bounds is None else "{:.4f} to {:.4f}".format(*bounds),
-            "of": f"this model on {count:,} {split} images{chosen_on * (split == 'validation')}",
+            "of": f"this model on {count:,} {split} {items}{chosen_on * (split == 'validation')}",
         }
     if not isinstance(row, WinnerRow):
         return

@@ -65,7 +65,7 @@ def report(search: Search) -> str:
     )
     return pages.get_template("report.html.j2").render(
         name=search.name,
-        items=f"{search.spec.modality.item}s",
+        items=search.spec.items,
         metric=metric,
         told=_told(search, metric),
         winners=[_winner(search, row) for row in winners],
@@ -117,7 +117,7 @@ def _winner(search: Search, row: TrialRow) -> dict[str, Any]:
         "finalists": [],
         "titles": (
             f"{metric} (selected)",
-            f"on new {search.spec.modality.item}s",
+            f"on new {search.spec.items}",
             "epoch",
             *(name for name, _ in params),
         ),
@@ -186,7 +186,7 @@ def _data(study: SearchStudy) -> str:
         return f"Data: {source}."
     images = ", ".join(f"{count:,} {split}" for split, count in known["images"].items())
     return (
-        f"Data: {source}, {images} {study.spec.modality.item}s in {len(known['classes'])} classes "
+        f"Data: {source}, {images} {study.spec.items} in {len(known['classes'])} classes "
         f"(fingerprint {known['data']})."
     )
 
@@ -201,7 +201,7 @@ def _interval(search: Search, row: TrialRow) -> str:
     if row.value is None or sample is None or not is_share(search.metric):
         return ""
     low, high = interval(row.value, sample.count)
-    chosen, items = search.study.progress().completed, f"{search.spec.modality.item}s"
+    chosen, items = search.study.progress().completed, search.spec.items
     return (
         f"On new {items} {low:.4f} to {high:.4f} (95 %), were it not the best of {chosen} that these {items} "
         "chose: the test split, which finalists are scored on, tells more."

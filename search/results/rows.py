@@ -319,7 +319,7 @@ def model_told(row: TrialRow) -> str:
 def made_told(row: TrialRow) -> str:
     """In a sentence, what was made of the winner, which `export` gives, and what it has on the test split."""
     if row.model_of == "refit":
-        told = "won: its refit on training and validation images, which `export` gives"
+        told = "won: its refit on the training and validation splits, which `export` gives"
     elif row.model_of == "ensemble":
         told = f"won: {model_told(row)}, which `export` gives"
     else:

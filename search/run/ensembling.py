@@ -120,7 +120,9 @@ def _recorded(
 def _told(chosen: Selection, shares: Mapping[int, float], pool: Sequence[int]) -> str:
     """What was chosen and why, or why not."""
     accuracies = f"accuracy {chosen.accuracy:.4f} against {chosen.winner_accuracy:.4f}"
-    gain = f"cross-entropy lower by {chosen.gain:.4f} ± {chosen.error:.4f}, {accuracies}, on left-out images"
+    gain = (
+        f"cross-entropy lower by {chosen.gain:.4f} ± {chosen.error:.4f}, {accuracies}, on what was left out"
+    )
     if len(shares) == 1:
         return f"ensemble: none of the best {len(pool)} trials adds anything to trial {next(iter(shares))}"
     if not chosen.pays:

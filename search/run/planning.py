@@ -84,7 +84,7 @@ class Plan:
         if folds := spec.data.splits.folds:
             drawn = f", drawn {spec.data.splits.repeats} times" if spec.data.splits.repeats > 1 else ""
             count = sum(len(self.data.splits[split]) for split in ("train", "validation"))
-            yield f"a trial's value: the mean over {folds} folds of {count:,} images{drawn}"
+            yield f"a trial's value: the mean over {folds} folds of {count:,} {spec.items}{drawn}"
         for name, bounds in spec.search.constraints.items():
             yield f"constraint: {name} {bounds.told}, else a trial is never the best"
         yield from agenda_notes(spec)
@@ -97,7 +97,7 @@ class Plan:
             best = f"the best {spec.search.ensemble} trials' probabilities averaged"
             yield f"ensemble: {best}, if that is better than the winner alone"
         if spec.search.refit and not spec.multi_objective:
-            both = f"training and validation {spec.modality.item}s"
+            both = f"training and validation {spec.items}"
             yield f"refit: in the end the winner's configuration once more, on {both}"
         yield self._disk()
         yield f"home: {self.home.root}"
@@ -126,7 +126,7 @@ class Plan:
         search = self.spec.search
         assert search.finalists is not None
         runs = min(search.finalists.top, search.trials) * search.finalists.seeds
-        count, items = len(self.data.splits["test"]), f"{self.spec.modality.item}s"
+        count, items = len(self.data.splits["test"]), self.spec.items
         scored = f"each scored once on the {count:,} test {items}" if count else f"no test {items} to score"
         return (
             f"finalists: then the best {search.finalists.top} again on {search.finalists.seeds} fresh seeds, "

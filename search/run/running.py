@@ -142,7 +142,7 @@ def run_search(
         winner = search.to_refit if outcome is not Outcome.STOPPED else None
         if winner is not None:
             refit = search.begin_refit(winner)
-            items = f"{spec.modality.item}s"
+            items = spec.items
             told = f"refit: the configuration of trial {winner.trial} on training and validation {items}"
             if run_part(refit, home.refit, told, trained_on=REFIT_ON) is Outcome.STOPPED:
                 outcome = Outcome.STOPPED

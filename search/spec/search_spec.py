@@ -92,6 +92,11 @@ class SearchSpec(Section):
         return modality(self.data.modality)
 
     @property
+    def items(self) -> str:
+        """What examples of the data are called, such as `images`."""
+        return f"{self.modality.item}s"
+
+    @property
     def hparams(self) -> type[HParams]:
         """What a trial can vary."""
         kind: type[HParams] = self.modality.hparams

@@ -97,7 +97,7 @@ def _searched(study: SearchStudy) -> str:
     sampled = ", ".join(f"`{name}`" for name in spec.sampled)
     images = known.get("images", {})
     counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
-    data = f" ({counts} images in {len(known['classes'])} classes)" if counts else ""
+    data = f" ({counts} {spec.items} in {len(known['classes'])} classes)" if counts else ""
     return (
         f"{progress.counted} of {study.budget} trials of at most {spec.search.max_epochs} epochs on "
         f"`{spec.data.source}`{data}, over {sampled}: {progress.completed} completed, {progress.pruned} "
@@ -148,8 +148,8 @@ def ensemble_note(spec: SearchSpec) -> str:
     """The description of an ensemble's run."""
     return (
         f"Ensemble of the best trials of `{spec.name}`: their probabilities averaged. Its validation scores "
-        "are of the images that its members were chosen on; `best_` is what ensembles have on images that "
-        "did not choose them. The parameters are those of the member with the largest share."
+        f"are of the {spec.items} that its members were chosen on; `best_` is what ensembles have on those "
+        "that did not choose them. The parameters are those of the member with the largest share."
     )
 
 
@@ -157,7 +157,7 @@ def refit_note(spec: SearchSpec, ending: Ending, reason: str) -> str:
     """The description of the run of a winner's refit."""
     told = (
         f"{ending.value.capitalize().replace('_', ' ')} refit of the winner of `{spec.name}`: the same "
-        "configuration on training and validation images together. It has seen the validation images, so the "
+        f"configuration on training and validation {spec.items} together. It has seen the latter, so the "
         "scores called `seen_` say nothing of new ones; those on the test split do."
     )
     return f"{told}\n\n{_last(reason)}" if reason and ending is not Ending.COMPLETED else told

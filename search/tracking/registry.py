@@ -118,14 +118,14 @@ def defended(
         if measured is None:
             raise BadInput(
                 f"{name}@{alias} is {who}, which cannot be compared with trial {candidate.trial} on the same "
-                "validation images; move the alias all the same with --force"
+                f"validation {spec.items}; move the alias all the same with --force"
             )
         value = measured
     if candidate.is_worse_than(value):
         raise BadInput(
             f"{name}@{alias} is {who} with {candidate.metric} {value:.4f}, and trial {candidate.trial} has "
-            f"{candidate.value:.4f} on the same validation images, which is worse; nothing was registered. "
-            "Move the alias all the same with --force"
+            f"{candidate.value:.4f} on the same validation {spec.items}, which is worse; nothing was "
+            "registered. Move the alias all the same with --force"
         )
 
 

@@ -59,7 +59,7 @@ def refitted(tmp_path_factory: pytest.TempPathFactory, shared_ray: None) -> Path
         patch.chdir(place)
         printed = transfer_search("launch", "small.yaml", *SPACE, "--set=search.trials=3")
     assert "refit" in printed
-    assert "won: its refit on training and validation images, which `export` gives; test_accuracy" in printed
+    assert "won: its refit on the training and validation splits, which `export` gives; test_" in printed
     return place
 
 

@@ -16,7 +16,7 @@ from trainables.training.knobs import is_active, knob, knobs
 
 __all__ = ["TRUNK_TRAINS", "HParams"]
 
-TRUNK_TRAINS = ("partial", "full", "lp_ft")
+TRUNK_TRAINS = ("partial", "full", "lp_ft", "bias")
 """The strategies that train at least a part of the trunk at some time."""
 
 SOLVERS = ("gradient", "ridge", "logistic")
@@ -61,7 +61,7 @@ class HParams:
     strategy: str = knob(
         "probe",
         "`probe`: the head alone; `partial`: the head and the last groups; `full`: all; "
-        "`lp_ft`: probe first, then unfreeze.",
+        "`lp_ft`: probe first, then unfreeze; `bias`: the head, biases and norms.",
         choices=("probe", *TRUNK_TRAINS),
         space=["probe", "partial", "full", "lp_ft"],
     )

@@ -8,7 +8,7 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from trainables.modality import Backbone, Preprocessing
 from trainables.seeds import generator
@@ -208,7 +208,7 @@ def frozen_groups(groups: Sequence[Sequence[str]], hparams: HParams, phase: str)
         raise ValueError(f"phase is {phase!r}, but must be head or trunk")
     if phase == "head" or hparams.strategy == "probe":
         return len(groups)
-    if hparams.strategy == "full":
+    if hparams.strategy in ("full", "bias"):
         return 0
     return round(hparams.freeze * len(groups))
 
@@ -223,4 +223,19 @@ def unfreeze(model: TransferModel, groups: Sequence[Sequence[str]], hparams: HPa
     """
     count = frozen_groups(groups, hparams, phase)
     frozen = frozenset(name for group in groups[:count] for name in group)
+    if phase == "trunk" and hparams.strategy == "bias":
+        frozen = model._names - _biases_and_norms(model.trunk)
     model._freeze(frozen, hparams.batch_norm)
+
+
+def _biases_and_norms(trunk: nn.Module) -> frozenset[str]:
+    """Names of the biases, and of all that norms have: what BitFit trains (Ben Zaken et al., 2022).
+
+    With the norms' own scales, as for convolutions (Frankle et al., 2021).
+    """
+    norms = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    found = {name for name, _ in trunk.named_parameters() if name.rpartition(".")[2] == "bias"}
+    for prefix, module in trunk.named_modules():
+        if isinstance(module, norms):
+            found |= {f"{prefix}.{name}".lstrip(".") for name in module.state_dict()}
+    return frozenset(found)

@@ -121,6 +121,7 @@ RESUMED: dict[str, dict[str, Any]] = {
         "lr": 1e-7,
         "regulariser": "delta",
     },
+    "bias, cosine, AdamW": {"strategy": "bias", "trunk_lr": 1e-3, "policy": "flip_crop"},
     "lp_ft, plateau, momentum, dropout, cutmix, EMA": {
         "strategy": "lp_ft",
         "max_epochs": 6,
@@ -341,7 +342,7 @@ def test_a_probe_moves_nothing_in_the_trunk(begin: Begin, small_lite0: Backbone)
 
 
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
-@pytest.mark.parametrize("strategy", ["partial", "full"])
+@pytest.mark.parametrize("strategy", ["partial", "full", "bias"])
 def test_what_is_frozen_holds_and_the_rest_moves(
     begin: Begin, small_lite0: Backbone, strategy: str, batch_norm: str
 ) -> None:
@@ -349,7 +350,7 @@ def test_what_is_frozen_holds_and_the_rest_moves(
     training = begin(
         strategy=strategy, freeze=0.6, max_epochs=1, batch_norm=batch_norm, ema=0.9, weight_decay=0.1
     )
-    assert bool(training.model.frozen) == (strategy == "partial")
+    assert bool(training.model.frozen) == (strategy != "full")
     (frozen, rest), moving = parts(training), statistics(training, frozen=False)
     still = statistics(training, frozen=True)
     run(training)

@@ -552,3 +552,18 @@ def test_the_card_checks_itself(lite0: Backbone) -> None:
     assert Card.from_dict(json.loads(json.dumps(card.to_dict()))) == card
     with pytest.raises(ModelError, match="at least two names"):
         make_card(lite0, PROBE, ["one"], {})
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "timm/test_vit"])
+def test_biases_and_norms_alone_are_a_small_part_of_the_trunk(name: str) -> None:
+    backbone = backbones.build(name, weights="none")
+    hparams = HParams(strategy="bias")
+    model = build_model(backbone, hparams, 3)
+    unfreeze(model, backbone.groups, hparams, "trunk")
+    trained = {name: p for name, p in model.trunk.named_parameters() if p.requires_grad}
+    every = dict(model.trunk.named_parameters())
+    assert {each for each in every if each.endswith(".bias")} <= trained.keys()
+    assert not any(len(parameter.shape) > 1 for parameter in trained.values())
+    assert 0 < sum(p.numel() for p in trained.values()) < 0.05 * sum(p.numel() for p in every.values())
+    unfreeze(model, backbone.groups, hparams, "head")
+    assert model.trunk_is_frozen

@@ -80,7 +80,7 @@ def named_groups(
 # Parameter groups
 
 
-@pytest.mark.parametrize("strategy", ["probe", "partial", "full", "lp_ft"])
+@pytest.mark.parametrize("strategy", ["probe", "partial", "full", "lp_ft", "bias"])
 @pytest.mark.parametrize("layer_rates", ["multiplier", "decay"])
 @pytest.mark.parametrize("name", ["tiny", "timm/test_vit", "timm/test_convnext"])
 def test_each_trainable_parameter_is_in_one_group(name: str, layer_rates: str, strategy: str) -> None:
