@@ -50,7 +50,7 @@ data:
   limit: {{train: {train}, validation: {validation}, test: 10}}
   splits: {{seed: {seed}}}
   orientation_matters: true
-search: {{trials: 10000, time: {time}, max_epochs: 8, seed: {seed}}}
+search: {{trials: 10000, time: {time}, max_epochs: {epochs}, seed: {seed}}}
 space: default
 resources: {{cpu: 1, concurrency: 2}}
 cache: {{dir: cache}}
@@ -60,17 +60,18 @@ tracking: {{uri: "sqlite:///mlflow.db"}}
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """Sizes of the splits, and how many of the seconds of wall time are the search's trials'."""
+    """Sizes of the splits, epochs of a trial, and how many of the seconds of wall time the search has."""
 
     train: int = 1000
     validation: int = 500
+    epochs: int = 8
     time: int = 0
 
 
 ARMS = {
-    "few": Arm(train=200, validation=100, time=40),
-    "minute": Arm(time=40),
-    "minutes": Arm(time=270),
+    "few": Arm(train=200, validation=100, time=46),
+    "minute": Arm(time=46),
+    "minutes": Arm(time=280, epochs=4),
     "digits": Arm(),
     "peer": Arm(),
 }

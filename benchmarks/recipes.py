@@ -39,6 +39,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "partial": {"strategy": "partial", "freeze": 0.5, "lr": 2e-3, "backbone_lr_mult": 0.3},
     "lp_ft": {"strategy": "lp_ft", "freeze": 0.5, "lr": 2e-3, "backbone_lr_mult": 0.3, "lp_share": 0.34},
     "full": {"strategy": "full", "lr": 2e-3, "backbone_lr_mult": 0.3},
+    "bias": {"strategy": "bias", "lr": 2e-3, "trunk_lr": 2e-3},
 }
 HEADS: dict[str, dict[str, Any]] = {
     "found in steps": {

@@ -10,6 +10,7 @@ from typing import Self
 
 from search.home import Home
 from search.spec.search_spec import SearchSpec, read_spec
+from search.spec.sections import Resources
 from search.study.ensemble import EnsembleStudy, made_of, pool_of
 from search.study.finalists import Finalist, FinalistStudy, standings
 from search.study.optimism import corrected_accuracy
@@ -145,9 +146,9 @@ class Search:
         """The study of refits, if the search has come to one."""
         return RefitStudy.within(self.study, self.home)
 
-    def begin_refit(self, winner: Winner) -> RefitStudy:
-        """The study of refits with that of a winner, and its home."""
-        self.refits = begun = RefitStudy.begin(self.study, self.home, winner)
+    def begin_refit(self, winner: Winner, resources: Resources) -> RefitStudy:
+        """The study of refits with that of a winner, which takes `resources`, and its home."""
+        self.refits = begun = RefitStudy.begin(self.study, self.home, winner, resources)
         self.home.refit.make()
         return begun
 

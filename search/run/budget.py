@@ -1,4 +1,4 @@
-"""What a search may still spend: wall time and device-hours, less what its finalists are going to take."""
+"""What a search may still spend: wall time and device-hours, less what finalists and refit are to take."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from search.spec.search_spec import SearchSpec
 from search.study.finalists import finalists_seconds
+from search.study.refit import refit_seconds
 from search.study.search_study import SearchStudy
 
 __all__ = ["Budget", "devices_of_a_trial"]
@@ -24,7 +25,8 @@ class Budget:
         study: that is worked on.
         seconds: of wall time from now; None: any.
         hours: that trials may hold devices from now; None: any.
-        at_once: how many trials run at a time, by which the finalists' time is judged; 0: keep none for them.
+        at_once: how many trials run at a time, by which the finalists' time is judged; 0: keep none for
+            them nor for the refit.
         also: what else is to be done when it is written down.
     """
 
@@ -47,7 +49,7 @@ class Budget:
         self._counted = self._written = self._looked = time.monotonic()
         self._device_seconds = self._device_seconds_written = 0.0
         self._most_device_seconds = None if hours is None else hours * 3600
-        self._kept = 0.0  # seconds of finalists, one after the other
+        self._finalists = self._refit = 0.0  # seconds that they take, one after the other
         self.until = None if seconds is None else self._counted + seconds
         """When the wall time ends, on the monotonic clock; None: never."""
 
@@ -70,7 +72,7 @@ class Budget:
 
     @property
     def is_over(self) -> bool:
-        """Whether wall time or device-hours are used up, but for what is kept for the finalists."""
+        """Whether wall time or device-hours are used up, but for what is kept."""
         return self._is_over(time.monotonic())
 
     def _count(self, now: float, running: int) -> None:
@@ -81,10 +83,12 @@ class Budget:
         if self.until is None and self._most_device_seconds is None:
             return False
         if self._at_once and now - self._looked > self._LOOK_SECONDS:
-            self._kept, self._looked = finalists_seconds(self._study), now
-        if self.until is not None and now + self._kept / max(1, self._at_once) >= self.until:
+            self._finalists = finalists_seconds(self._study)
+            self._refit, self._looked = refit_seconds(self._study, self._at_once), now
+        kept = self._finalists / max(1, self._at_once) + self._refit
+        if self.until is not None and now + kept >= self.until:
             return True
         if self._most_device_seconds is None:
             return False
-        kept = self._kept * devices_of_a_trial(self._study.spec)
+        kept = (self._finalists + self._refit) * devices_of_a_trial(self._study.spec)
         return self._device_seconds + kept >= self._most_device_seconds

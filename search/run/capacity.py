@@ -12,6 +12,7 @@ import ray
 from search.errors import BadInput
 from search.run.ray_compat import autoscaled_nodes, driver_commands, machine_resources
 from search.spec.search_spec import SearchSpec
+from search.spec.sections import Resources
 
 __all__ = ["Capacity"]
 
@@ -28,6 +29,7 @@ class Capacity:
     _SECONDS = 2.0
 
     def __init__(self, spec: SearchSpec) -> None:
+        self._spec = spec
         self._needs = _needs(spec)
         self._most = spec.resources.concurrency or 2**31
         self._look()
@@ -50,6 +52,14 @@ class Capacity:
     def at_once(self) -> int:
         """How many trials may run at a time where nobody else runs any."""
         return min(self._all, self._most)
+
+    @property
+    def alone(self) -> Resources:
+        """What a trial takes that runs by itself: the cores of all trials of a node, if they are free."""
+        resources = self._spec.resources
+        on_one = max((self._on([each]) for each in _alive()), default=1)
+        fits = max(1, min(on_one, self._most, self._free))
+        return resources.model_copy(update={"cpu": resources.cpu * fits})
 
     def for_more_than(self, running: int) -> bool:
         """Whether one more trial may run beside `running` ones."""

@@ -27,7 +27,8 @@ from search.run.signals import interruptible, stop_signals
 from search.run.tuning import Trainable, run_trials
 from search.search import Search
 from search.study.finalists import candidates
-from search.study.refit import REFIT_ON
+from search.study.refit import takes_all_cores
+from search.study.results import REFIT_ON
 from search.study.search_study import SearchStudy
 from search.tracking.line import Sender
 from search.tracking.overview import overview
@@ -81,8 +82,8 @@ def run_search(
     """Runs a search's trials until its budget is met, its time is over, or somebody stops it.
 
     A search whose budget is met, or whose time is over, goes on to its finalists, if it has any, and to the
-    winner's refit. As much of its time as the finalists are expected to take is kept for them; they end, also
-    where they take more.
+    winner's refit. As much of its time as these are expected to take is kept for them; they end, also where
+    they take more. A refit that trains a backbone runs by itself, on the cores of all trials.
 
     Args:
         search: whose driver this process is.
@@ -125,7 +126,7 @@ def run_search(
             trackers.append(Tracker(spec, place, part, within=trackers[0]))
             stack.callback(trackers[-1].abort)
             tell(console, told)
-            ended = run(part, place, trackers[-1], {**trial_config(spec, **config), "score_test": True})
+            ended = run(part, place, trackers[-1], {**trial_config(part.spec, **config), "score_test": True})
             trackers[-1].learn_runs()
             return ended
 
@@ -141,7 +142,8 @@ def run_search(
                 stack.callback(made.abort)
         winner = search.to_refit if outcome is not Outcome.STOPPED else None
         if winner is not None:
-            refit = search.begin_refit(winner)
+            wide = takes_all_cores(spec, winner.hparams)
+            refit = search.begin_refit(winner, Capacity(spec).alone if wide else spec.resources)
             items = spec.items
             told = f"refit: the configuration of trial {winner.trial} on training and validation {items}"
             if run_part(refit, home.refit, told, trained_on=REFIT_ON) is Outcome.STOPPED:

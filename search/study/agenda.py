@@ -24,7 +24,7 @@ from search.spec.search_spec import SearchSpec
 from search.study import space
 from search.study.recipes import RECIPES, offered, recipe_of
 
-__all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step", "agenda_notes"]
+__all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step", "agenda_notes", "cores_worth"]
 
 PHASE = "phase"
 """What a trial's phase is written down as."""
@@ -78,7 +78,11 @@ class Agenda:
         )
 
     def next(
-        self, begun: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial], seconds: float = 0.0
+        self,
+        begun: Sequence[FrozenTrial],
+        ranked: Sequence[FrozenTrial],
+        seconds: float = 0.0,
+        refit_times: float = 0.0,
     ) -> Step | None:
         """The next step; None where the sampler's turn has come.
 
@@ -86,6 +90,7 @@ class Agenda:
             begun: every trial so far.
             ranked: those that completed, best first.
             seconds: that the search was worked on, as far as that is written down.
+            refit_times: how many times as long as a trial its refit takes.
         """
         if self.is_done:
             return None
@@ -93,7 +98,7 @@ class Agenda:
         phases = [trial.user_attrs.get(PHASE) for trial in begun]
         heads = [trial for trial in ranked if _is_head(space.configured(trial.params, self._spec))]
         best = [self._as_seen(space.configured(trial.params, self._spec) or {}) for trial in heads]
-        heads_go_on, tuning_fits = self._has_time(begun, phases, seconds)
+        heads_go_on, tuning_fits = self._has_time(begun, phases, seconds, refit_times)
         if heads_go_on:
             for params in self._heads(best):
                 if space.configured(params, self._spec) not in known:
@@ -106,9 +111,9 @@ class Agenda:
         return None
 
     def _has_time(
-        self, begun: Sequence[FrozenTrial], phases: Sequence[str | None], seconds: float
+        self, begun: Sequence[FrozenTrial], phases: Sequence[str | None], seconds: float, refit_times: float
     ) -> tuple[bool, bool]:
-        """Whether there is time for one more head, and for one more fine-tuning.
+        """Whether there is time for one more head, and for one more fine-tuning and its refit.
 
         What fine-tuning takes is known of one that has ended, or is guessed of the first head.
         """
@@ -120,6 +125,7 @@ class Agenda:
         spent = max(seconds, sum(each) / workers)
         tuned = [took for took, phase in zip(each, phases, strict=True) if took and phase == TUNE]
         tuning = max(tuned) if tuned else each[0] * _OVER_HEAD * self._spec.search.max_epochs
+        tuning *= 1 + refit_times / cores_worth(workers)
         fits = spent + tuning <= time
         has_share = spent < time / _SHARE and spent + _AMPLE * tuning < time
         return (in_turn and has_share) or not fits, fits
@@ -181,6 +187,11 @@ def agenda_notes(spec: SearchSpec) -> list[str]:
         f"phases: at most {most} solved heads are screened, the best {_FEW} fine-tuned by recipe, "
         f"then {then} searches"
     ]
+
+
+def cores_worth(at_once: int) -> float:
+    """How many times as fast one training is on the cores of `at_once` trials, as far as one can guess."""
+    return float(max(1, at_once) ** 0.75)
 
 
 def most_trials(budget: int) -> int:

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from search.home import Home
+from search.spec.search_spec import SearchSpec
+from search.spec.sections import Resources
+from search.study.agenda import cores_worth
 from search.study.planned import PlannedStudy
 from search.study.search_study import SearchStudy
 from search.study.trials import TrialRecord
-from trainables.training.hparams import HParams
+from trainables.training.hparams import TRUNK_TRAINS, HParams
 
-__all__ = ["REFIT_ON", "SEEN", "RefitStudy", "Winner", "named"]
+__all__ = ["SEEN", "RefitStudy", "Winner", "named", "refit_seconds", "takes_all_cores"]
 
-REFIT_ON = ("train", "validation")
-"""The splits that a refit is trained on."""
 SEEN = "seen_"
 """Begins the names of a refit's scores on validation images, which it was trained on."""
 
@@ -30,6 +31,22 @@ SEEN = "seen_"
 def named(metric: str, role: str) -> str:
     """What a metric of a run is called: nobody is to take what a refit has seen for a validation score."""
     return f"{SEEN}{metric}" if role == RefitStudy.role and metric.startswith("val_") else metric
+
+
+def takes_all_cores(spec: SearchSpec, hparams: HParams) -> bool:
+    """Whether a refit runs on the cores of all trials: where it trains a backbone, and on no GPU."""
+    return not spec.resources.gpu and hparams.strategy in TRUNK_TRAINS
+
+
+def refit_seconds(search: SearchStudy, at_once: int) -> float:
+    """What the refit of the trial that leads is going to take where `at_once` trials run; 0 where unknown."""
+    leader = search.leader() if search.is_refitted else None
+    begun = None if leader is None else search.begun(leader[0])
+    if leader is None or begun is None:
+        return 0.0
+    epoch = (search.record(leader[0]).best or {}).get("epoch_seconds", 0.0)
+    seconds: float = search.refit_times * begun.hparams.epochs * epoch
+    return seconds / cores_worth(at_once) if takes_all_cores(search.spec, begun.hparams) else seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +70,10 @@ class RefitStudy(PlannedStudy):
     part = "refit"
 
     @classmethod
-    def begin(cls, search: SearchStudy, home: Home, winner: Winner) -> Self:
-        """The study with the run that this winner needs."""
+    def begin(cls, search: SearchStudy, home: Home, winner: Winner, resources: Resources) -> Self:
+        """The study with the run that this winner needs, which takes `resources`."""
         study = cls.begun_in(search, home)
+        study.spec = study.spec.model_copy(update={"resources": resources})
         if winner.entry not in study.plan:
             study.extend([winner.entry])
         return study

@@ -21,7 +21,10 @@ from search.study.trials import Assignment, Ending, Progress, TrialRecord
 from trainables.training.keeping import BEST_EPOCH, counted, expected_name, value_of
 from trainables.training.phases import phases
 
-__all__ = ["ENDING", "EPOCHS", "RUN", "STARTED", "StudyResults"]
+__all__ = ["ENDING", "EPOCHS", "REFIT_ON", "RUN", "STARTED", "StudyResults"]
+
+REFIT_ON = ("train", "validation")
+"""The splits that a refit is trained on."""
 
 _FEW = 4  # different values, of which an importance says something
 ENDING = "ending"
@@ -46,6 +49,14 @@ class StudyResults(StudyFacts):
         asked = "refit" in self.spec.search.model_fields_set
         wanted = self.spec.search.refit if asked else self.was_to_be_refitted
         return wanted and not others and metric.startswith("val_")
+
+    @property
+    def refit_times(self) -> float:
+        """How many times as long as its trial the winner's refit takes, by the images; 0: there is none."""
+        images = (self.premises or {}).get("images", {})
+        if not self.is_refitted or not images.get(REFIT_ON[0]):
+            return 0.0
+        return float(sum(images.get(split, 0) for split in REFIT_ON) / images[REFIT_ON[0]])
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial that was begun, by number."""
@@ -156,6 +167,10 @@ class StudyResults(StudyFacts):
     def records(self) -> list[TrialRecord]:
         """Every trial that was begun, by number."""
         return [self._record(trial) for trial in self.trials()]
+
+    def record(self, number: int) -> TrialRecord:
+        """A trial that was begun."""
+        return self._record(self._frozen(number))
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
         told = trial.user_attrs.get(ENDING)

@@ -233,7 +233,7 @@ class SearchStudy(StudyResults):
 
     def _drawn(self) -> Assignment:
         if self._agenda is not None and not self._agenda.is_done and not self._has_waiting:
-            step = self._agenda.next(self.trials(), self.ranked(), self.seconds_spent)
+            step = self._agenda.next(self.trials(), self.ranked(), self.seconds_spent, self.refit_times)
             if step is not None:
                 self._study.enqueue_trial(dict(step.params), _attributes(step))
         trial, hparams = self._another()

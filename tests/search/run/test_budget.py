@@ -11,6 +11,7 @@ from search.home import Home
 from search.run import budget as module
 from search.run.budget import Budget
 from search.study.finalists import finalists_seconds
+from search.study.refit import refit_seconds
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
 from tests.search.specs import small
@@ -99,6 +100,23 @@ def test_time_is_kept_for_the_finalists(folder: Path, clock: Clock) -> None:
     alone = Budget(study, 1000.0, at_once=0)
     clock.now += 999
     assert alone.goes_on(2), "their own study keeps nothing for them"
+
+
+@pytest.mark.parametrize(("strategy", "kept"), [("probe", 1.5 * 4 * 20), ("full", 1.5 * 4 * 20 / 2**0.75)])
+def test_time_is_kept_for_the_refit(folder: Path, clock: Clock, strategy: str, kept: float) -> None:
+    study = study_of("search.refit=true", "search.max_epochs=4", f"space.strategy={strategy}")
+    budget = Budget(study, 1000.0, at_once=2)
+    end_trial(study, 20.0)
+    clock.now += 999
+    assert budget.goes_on(2), "it is not known of how many images"
+    study.premises = {"images": {"train": 200, "validation": 100, "test": 50}}
+    assert refit_seconds(study, 2) == pytest.approx(kept)
+    clock.now -= kept + 2
+    budget = Budget(study, 1000.0 - (clock.now - 1000.0), at_once=2)
+    clock.now += 1
+    assert budget.goes_on(2)
+    clock.now += 3
+    assert not budget.goes_on(2)
 
 
 def test_device_hours_are_kept_for_the_finalists_too(folder: Path, clock: Clock) -> None:

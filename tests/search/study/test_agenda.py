@@ -151,7 +151,10 @@ def test_fine_tuning_begins_while_it_can_end_in_time(
     step = Agenda(spec, 30).next(begun, study.ranked())
     assert step is not None
     assert step.phase == phase
-    if time == 150:  # which is over sooner by the driver's own clock
+    if time == 150:  # which does not suffice for a refit too, and is over sooner by the driver's own clock
+        refitted = Agenda(spec, 30).next(begun, study.ranked(), refit_times=1.5)
+        assert refitted is not None
+        assert refitted.phase == "screen"
         late = Agenda(spec, 30).next(begun, study.ranked(), seconds=60)
         assert late is not None
         assert late.phase == "screen"
