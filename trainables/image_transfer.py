@@ -8,6 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainables import lean
+
+lean.install()  # before anything imports torch
+
 from ray import tune
 
 from trainables.files.claim import Claim

@@ -22,6 +22,7 @@ from search.console import writable_in_any_terminal
 from search.errors import BadInput, TransferSearchError
 from search.home import is_inside
 from search.masking import masked
+from trainables import lean
 from trainables.errors import DataError
 
 __all__ = ["app", "entry", "main"]
@@ -127,6 +128,7 @@ def entry() -> NoReturn:
     """
     code: int | str | None = 0
     writable_in_any_terminal(sys.stdout, sys.stderr)
+    lean.install()
     try:
         main()
     except SystemExit as exit_:
