@@ -36,6 +36,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("MPLBACKEND", "agg")
         patch.setenv("NO_COLOR", "1")
         patch.setenv("COLUMNS", "200")
+        patch.setenv("RAY_worker_niceness", "0")  # else trials wait for whatever another process tests
         patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
         for name in ("TRANSFER_SEARCH_HOME", "MLFLOW_TRACKING_URI", "RAY_ADDRESS", "AWS_ENDPOINT_URL"):

@@ -34,7 +34,7 @@ COMMANDS = [
     ["launch", "vectors.yaml"],
     ["resume", "vectors", "--trials", "3"],
     ["trials", "vectors", "--json"],
-    ["export", "vectors", "--to", "exported", "--format", "pt2"],
+    ["export", "vectors", "--to", "exported"],
     ["predict", "exported", "zero.csv", "--json"],
     ["launch", "images.yaml"],
     ["trials", "images", "--json"],
@@ -101,7 +101,7 @@ def test_a_modality_of_its_own_is_searched_and_resumed(said: tuple[Path, list[st
 
 @pytest.mark.slow
 def test_its_model_is_exported_and_predicts(said: tuple[Path, list[str]]) -> None:
-    assert "as recorded" in of(said, "export", "vectors", "--to", "exported", "--format", "pt2")
+    assert "as recorded" in of(said, "export", "vectors", "--to", "exported")
     (row,) = json.loads(of(said, "predict", "exported", "zero.csv", "--json"))
     assert row["label"] in row["probabilities"]
     assert len(row["probabilities"]) == 10
