@@ -8,11 +8,9 @@ have arrived is sent again.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import make_url
 
@@ -28,7 +26,6 @@ from search.tracking.client import (
     MOVES_TAG,
     SEARCH_TAG,
     STATE_TAG,
-    all_models,
     is_refusal,
     number_tag,
     prepared,
@@ -46,13 +43,11 @@ from search.tracking.events import (
     Start,
     Summary,
 )
+from search.tracking.models import Models, as_text
 from search.tracking.notes import NOTE_TAG, ensemble_note, refit_note, search_note, shared_view, trial_note
 from trainables.provenance import code_version
 from trainables.record import APPLIED_FILE, MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
 from trainables.training.keeping import value_of
-
-if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel
 
 __all__ = ["Runs"]
 
@@ -94,6 +89,7 @@ class Runs:
         self._params: dict[int, dict[str, Any]] = {}
         self._unsent: set[int] = set()  # whose parameters go with what is sent next
         self.experiment, self.parent = self._open_parent(parent)
+        self._models = Models(self._client, spec.tracking_uri, self.experiment)
 
     def write(self, event: Event) -> None:
         """Writes an event; raises whatever MLflow does where it is away."""
@@ -245,7 +241,7 @@ class Runs:
             if (name, epoch) not in self._told.get(number, ())
         ]
         unsent = self._params.get(number, {}) if number in self._unsent else {}
-        params = [Param(key, _text(value)) for key, value in unsent.items()]
+        params = [Param(key, as_text(value)) for key, value in unsent.items()]
         self._client.log_batch(
             self._runs[number],
             metrics=points[:_BATCH],
@@ -292,9 +288,11 @@ class Runs:
         """Logs what the trial left in its folder, what it applied and its model; returns the id of that."""
         folder = self._home.trial(number)
         if (folder / RECORD_FOLDER).is_dir():
-            self._store(self._places[number], folder / RECORD_FOLDER)
+            self._models.store(self._places[number], folder / RECORD_FOLDER)
         if (folder / MODEL_FOLDER).is_dir():
-            return self._log_model(number, run, folder / MODEL_FOLDER, params, again=again)
+            tags = {SEARCH_TAG: self._search_id, self._tag: str(number)}
+            name = self._title(number)
+            return self._models.log(run, folder / MODEL_FOLDER, name, tags=tags, params=params, again=again)
         return None
 
     def _score_model(self, number: int, model: str, best: Mapping[str, float]) -> None:
@@ -311,47 +309,6 @@ class Runs:
                 if name.startswith(("val_", "test_"))
             ],
         )
-
-    def _known_model(self, run: str) -> LoggedModel | None:
-        """The model that a run has: a whole one, or one that was made and never finished."""
-        known = list(all_models(self._client, self.experiment, f"source_run_id = '{run}'"))
-        whole = [model for model in known if model.status == "READY"]
-        pending = [model for model in known if model.status != "READY"]
-        for other in pending[0 if whole else 1 :]:
-            self._client.delete_logged_model(other.model_id)
-        return next(iter([*whole, *pending]), None)
-
-    def _log_model(
-        self, number: int, run: str, delta: Path, params: Mapping[str, Any], *, again: bool
-    ) -> str:
-        from mlflow.entities import LoggedModelOutput
-
-        model = self._known_model(run) if again else None
-        if model is not None and model.status == "READY":
-            return str(model.model_id)
-        model = model or self._client.create_logged_model(
-            self.experiment,
-            name=self._title(number).replace(".", "_"),  # MLflow allows no dot there
-            source_run_id=run,
-            tags={SEARCH_TAG: self._search_id, self._tag: str(number)},
-            params={key: _text(value) for key, value in params.items()},
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.copytree(delta, Path(folder) / "data")
-            _describe_model(Path(folder), run, model.model_id)
-            self._store(model.artifact_location, Path(folder))
-        self._client.finalize_logged_model(model.model_id, "READY")
-        self._client.log_outputs(run, [LoggedModelOutput(model.model_id, 0)])
-        return str(model.model_id)
-
-    def _store(self, location: str, folder: Path) -> None:
-        """Writes a folder's files to where a run or a model keeps its own.
-
-        The client's own methods ask the server for that place each time, which we know.
-        """
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        get_artifact_repository(location, tracking_uri=self._spec.tracking_uri).log_artifacts(str(folder))
 
     def _summarize(self, event: Summary) -> None:
         from mlflow.entities import Metric, RunTag
@@ -401,26 +358,8 @@ def _search_params(spec: SearchSpec) -> dict[str, Any]:
     """The spec's settings as flat parameters of the parent run; the space is in its artifact."""
     sections = spec.model_dump(mode="json", include={"data", "search", "resources", "cache"})
     return {
-        f"{section}.{key}": _text(value)
+        f"{section}.{key}": as_text(value)
         for section, values in sections.items()
         for key, value in values.items()
         if value is not None
     }
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _describe_model(folder: Path, run: str, model_id: str) -> None:
-    """Writes the `MLmodel` file that lets `mlflow.pyfunc.load_model` open a delta."""
-    from mlflow import pyfunc
-    from mlflow.models import Model
-
-    model = Model(run_id=run, model_id=model_id)
-    pyfunc.add_to_model(model, loader_module="trainables.serving", data="data", python_env="python_env.yaml")
-    (folder / "python_env.yaml").write_text(
-        json.dumps({"dependencies": ["-r requirements.txt"]}), encoding="utf-8"
-    )
-    (folder / "requirements.txt").write_text(f"transfer-search=={search.__version__}\n", encoding="utf-8")
-    model.save(str(folder / "MLmodel"))

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from requests.exceptions import ConnectionError as NoConnection
 
 from search.study.storage import Patient
-from search.tracking.runs import Runs
+from search.tracking.models import Models
 
 __all__ = ["Died", "Fault", "Moments"]
 
@@ -99,7 +99,7 @@ class Moments:
             named = 2 if name == "set_tag" else None
             own = self._around(getattr(MlflowClient, name), f"MLflow's {name}", mlflow=True, named=named)
             setattr(MlflowClient, name, own)
-        Runs._store = self._around(Runs._store, "MLflow's files of", mlflow=True, named=2)  # type: ignore[method-assign]
+        Models.store = self._around(Models.store, "MLflow's files of", mlflow=True, named=2)  # type: ignore[method-assign]
 
     def _comes(self, what: str) -> bool:
         """One moment has come; whether the fault is to happen now."""

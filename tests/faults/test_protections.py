@@ -20,6 +20,7 @@ from search.run.checkpoints import Checkpoints
 from search.run.conductor import Conductor
 from search.study.search_study import SearchStudy
 from search.tracking.events import End, TrialEvent
+from search.tracking.models import Models
 from search.tracking.outbox import Outbox
 from search.tracking.runs import Runs
 from search.tracking.tracker import Tracker
@@ -122,7 +123,7 @@ def _(patch: Patch) -> None:
 
 @protection("a model is looked for before it is made again", "MLflow's finalize_logged_model")
 def _(patch: Patch) -> None:
-    patch.setattr(Runs, "_known_model", lambda self, run: None)
+    patch.setattr(Models, "_known", lambda self, run: None)
 
 
 @protection("a point has one time, however often it is sent", "MLflow's log_batch")
