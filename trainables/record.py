@@ -20,6 +20,7 @@ __all__ = [
     "STATE_FILE",
     "TEST_METRICS",
     "TOLD",
+    "VALIDATION_FILE",
 ]
 
 METRICS = (
@@ -71,3 +72,5 @@ EPOCHS_FILE = f"{RECORD_FOLDER}/epochs.json"
 """The metrics of every epoch that was run."""
 PREVIEW_FILE = f"{RECORD_FOLDER}/policy.png"
 """Training images as the trial's policy draws them."""
+VALIDATION_FILE = f"{RECORD_FOLDER}/validation.html"
+"""What the model of some epoch says of the validation images."""

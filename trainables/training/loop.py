@@ -28,7 +28,7 @@ from trainables.files.trial_folder import Epochs, write_epochs
 from trainables.modalities import modality
 from trainables.modality import Backbone, Data, Modality, Policy
 from trainables.provenance import made_with
-from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE
+from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE, VALIDATION_FILE
 from trainables.seeds import derived_seed, generator, sample_seeds
 from trainables.training import optim
 from trainables.training.ahead import ahead, placed
@@ -36,6 +36,7 @@ from trainables.training.averaging import build_ema
 from trainables.training.card import TRAIN, make_card
 from trainables.training.costs import costs
 from trainables.training.delta import save_delta
+from trainables.training.evaluation import evaluation, page
 from trainables.training.features import FrozenFeatures, JoinedFeatures, Views
 from trainables.training.folded import folded_scores
 from trainables.training.hparams import HParams
@@ -54,6 +55,8 @@ _PART = 32
 """Examples in a pass on a CPU: the feature maps of more fall out of its cache, 1.1 to 1.2 times slower."""
 _ROWS = 4096
 _PREVIEW_ROWS = 3
+_WORST = 8
+"""Mistakes that a trial's page shows."""
 
 
 Part = tuple[Tensor, Tensor, float, Tensor | None]
@@ -113,6 +116,7 @@ class Training:
         self._batches = self._batch_count(len(self._trained_on))
         self._phase: Phase | None = None
         self._applied: dict[int, dict[str, Any]] = {}
+        self._told: Tensor | None = None  # logits of the validation images in the last epoch
         self._told_right: list[bool] | None = None  # in the last epoch, each validation image
         self._right: list[bool] | None = None  # the same in the epoch that is kept
         self._solved: SolvedHead | None = None
@@ -446,6 +450,7 @@ class Training:
             logits = self.logits("validation") if cached is None else self.model.head(cached).cpu()
         labels = self.data.labels[self.data.splits["validation"]]
         self._told_right = (logits.argmax(1) == labels).tolist()
+        self._told = logits
         return self._scores(logits, labels)
 
     def _averaged(self) -> AbstractContextManager[None]:
@@ -577,10 +582,20 @@ class Training:
             ],
         }
 
+    @property
+    def _is_shown(self) -> bool:
+        """Whether there is a page of this epoch: of the first, the last, and where a rung may be between."""
+        return self.settings.trained_on == (TRAIN,) and (self.finished or self.epoch.bit_count() == 1)
+
     def save_record(self, folder: Path) -> None:
-        """Writes the epochs, what was built so far, and a picture of what the policy draws, into `folder`."""
+        """Writes the epochs, what was built so far, and pages of what a person may look at, into `folder`."""
         write_epochs(folder, self.epochs, self.hparams.to_dict(), self._right)
         sealed.write(folder / APPLIED_FILE, (json.dumps(self.applied(), indent=2) + "\n").encode())
+        if self._is_shown and self._told is not None:
+            items, shown = f"{self.modality.item}s", self.backbone.preprocessing
+            found = evaluation(self.modality, self.data, shown, "validation", self._told, worst=_WORST)
+            told = page(found, f"Validation {items} after epoch {self.epoch}", items)
+            sealed.write(folder / VALIDATION_FILE, told.encode())
         if self.phase_began and not self.policy.is_identity:
             picture = _preview(self.modality, self.data, self.policy, self.backbone.preprocessing)
             if picture is not None:
