@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray._private import ray_constants, utils
+from ray._private import parameter, ray_constants, utils
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray.air._internal import usage
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
@@ -39,6 +39,7 @@ __all__ = [
     "end_idle_processes",
     "failure",
     "failure_of",
+    "few_processes",
     "keep_token_private",
     "kill_process",
     "machine_resources",
@@ -74,6 +75,22 @@ def on_loopback() -> Iterator[dict[str, str]]:
         yield {"_node_ip_address": "127.0.0.1"}
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def few_processes() -> Iterator[None]:
+    """Keeps a local Ray from starting what nobody asks: an autoscaler, a reader of its logs, its pages.
+
+    Each is a Python of its own. What is left of the pages' processes is what Ray without `ray[default]` has.
+    """
+    params, error = parameter.RayParams.__init__, utils.get_dashboard_dependency_error
+    bare = functools.partialmethod(params, no_monitor=True, include_log_monitor=False)
+    parameter.RayParams.__init__ = bare
+    utils.get_dashboard_dependency_error = lambda: ImportError("not wanted here")
+    try:
+        yield
+    finally:
+        parameter.RayParams.__init__, utils.get_dashboard_dependency_error = params, error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from search.errors import BadInput, RayDidNotStart
 from search.processes import own_modules
 from search.run.ray_compat import (
     PRELOADED,
+    few_processes,
     keep_token_private,
     no_signal_handlers,
     on_loopback,
@@ -63,7 +64,7 @@ def local_ray(cpus: int | None = None, gpus: int | None = None, *, preloaded: bo
     _sweep(folder)
     try:
         keep_token_private()
-        with held(), no_signal_handlers(), own_modules(), on_loopback() as here:
+        with held(), no_signal_handlers(), few_processes(), own_modules(), on_loopback() as here:
             _started(num_cpus=cpus, num_gpus=gpus, _temp_dir=folder, **here)
     finally:
         for name in PRELOADED:

@@ -13,7 +13,6 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,21 @@ from trainables.modalities import modality
 from trainables.modality import Backbone, Data, Modality, Policy
 from trainables.provenance import made_with
 from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE, VALIDATION_FILE
-from trainables.seeds import derived_seed, generator, sample_seeds
-from trainables.training import optim
+from trainables.seeds import derived_seed
 from trainables.training.ahead import ahead, placed
-from trainables.training.averaging import build_ema
+from trainables.training.batches import Batches
 from trainables.training.card import TRAIN, make_card
 from trainables.training.costs import costs
 from trainables.training.delta import save_delta
 from trainables.training.evaluation import evaluation, page
-from trainables.training.features import FrozenFeatures, JoinedFeatures, Views
+from trainables.training.features import Views
 from trainables.training.folded import folded_scores
+from trainables.training.frozen import FrozenTrunk
 from trainables.training.hparams import HParams
 from trainables.training.keeping import BEST_EPOCH, counted, expected
 from trainables.training.metrics import Scores
 from trainables.training.model import TransferModel, build_model, unfreeze
+from trainables.training.optimisation import Optimisation
 from trainables.training.phases import Phase, phases
 from trainables.training.regularisers import Regulariser, regulariser
 from trainables.training.settings import Settings, dtype_of
@@ -109,11 +109,31 @@ class Training:
         self._plain = self.modality.plain(backbone.preprocessing)
         self._examples = data.examples(backbone.preprocessing)
         self.model = build_model(backbone, hparams, len(data.classes)).to(self.device)
-        self._mixing = self.modality.mixing(hparams, len(data.classes))
         self._trained_on = torch.cat([data.splits[split] for split in settings.trained_on])
         labels, classes = data.labels[self._trained_on], len(data.classes)
         self._weights = _class_weights(labels, classes).to(self.device) if hparams.class_weights else None
-        self._batches = self._batch_count(len(self._trained_on))
+        trains = any(phase.kind == "trunk" for phase in self.phases) and hparams.batch_norm == "train"
+        self._batches = Batches(
+            hparams,
+            data,
+            self._examples,
+            self._trained_on,
+            policy=self.policy,
+            mixing=self.modality.mixing(hparams, len(data.classes)),
+            at_least=2 if trains else 1,
+            device=self.device,
+        )
+        self._trunk = FrozenTrunk(
+            backbone,
+            data,
+            self._examples,
+            policy=self.policy,
+            plain=self._plain,
+            settings=settings,
+            cache=cache,
+            device=self.device,
+            progress=progress,
+        )
         self._phase: Phase | None = None
         self._applied: dict[int, dict[str, Any]] = {}
         self._told: Tensor | None = None  # logits of the validation images in the last epoch
@@ -124,17 +144,6 @@ class Training:
         self._folded_right: list[bool] | None = None  # whether they tell each image that folds are of right
         self._penalty: Regulariser | None = None
         self._enter(self.phases[0])
-
-    def _batch_count(self, examples: int) -> int:
-        """Into how many batches of nearly one size an epoch's examples fall.
-
-        Where BatchNorm trains, each has two at least: of a single one there are no batch statistics.
-        """
-        count = math.ceil(examples / self.hparams.batch_size)
-        trains_trunk = any(phase.kind == "trunk" for phase in self.phases)
-        if trains_trunk and self.hparams.batch_norm == "train":
-            return max(1, min(count, examples // 2))
-        return count
 
     @property
     def phase_began(self) -> bool:
@@ -166,11 +175,11 @@ class Training:
         torch.manual_seed(derived_seed(self.hparams.seed, "epoch", self.epoch))
         if self.epoch == 0:
             self._begin_head()
-        rate = 0.0 if self._takes_no_steps else self._optimizer.param_groups[-1]["lr"]
+        rate = 0.0 if self._takes_no_steps else self._optimisation.rate
         loss, images = self._train()
         measured = self._measure()
         monitored = {"train_loss": loss, **measured.named("val")}
-        self._schedule.epoch_end(self._rising_or_falling(monitored))
+        self._optimisation.epoch_end(self._rising_or_falling(monitored))
         self.epoch += 1
         seconds = time.perf_counter() - began
         metrics = {
@@ -248,21 +257,21 @@ class Training:
             self._penalty.close()
         self._phase = phase
         unfreeze(self.model, self.backbone.groups, self.hparams, phase.kind)
-        groups = optim.parameter_groups(self.model, self.backbone.groups, self.hparams)
-        self._optimizer = optim.build_optimizer(groups, self.hparams)
-        self._schedule = optim.build_schedule(
-            self._optimizer,
+        self._optimisation = Optimisation(
+            self.model,
+            self.backbone.groups,
             self.hparams,
-            self._batches,
-            phase.epochs,
-            mode="max" if self.settings.monitor.maximize else "min",
+            steps=self._batches.count,
+            epochs=phase.epochs,
+            maximize=self.settings.monitor.maximize,
+            scaler=self._scaler,
         )
-        self._trained = [p for p in self.model.parameters() if p.requires_grad]
-        self._ema = build_ema(self.model, self.hparams)
         self._penalty = None
         self._features: dict[str, Views] = {}
         if phase.kind == "head":
-            self._features = {split: self._frozen(split, self.model) for split in (TRAIN, "validation")}
+            self._features = {
+                split: self._trunk.features(split, self.model) for split in (TRAIN, "validation")
+            }
         else:
             self._penalty = regulariser(self.model, self.backbone, self.hparams)
         self._part = self._part_size()
@@ -279,9 +288,7 @@ class Training:
         if standard is None:
             return
         model = build_model(self.backbone, self.hparams, len(self.data.classes)).to(self.device)
-        clean, drawn = self._frozen(TRAIN, model, clean=True), self._frozen(TRAIN, model)
-        count = 0 if self.policy.is_identity else self.settings.views or 1
-        views = [functools.partial(clean.view, 0), *(functools.partial(drawn.view, n) for n in range(count))]
+        views = self._trunk.views(model)
         with torch.no_grad():
             if self.hparams.head_is_solved:
                 self._solved = self._solve(views)
@@ -293,20 +300,16 @@ class Training:
                 output.weight.copy_(self._solved.weight)
                 output.bias.copy_(self._solved.bias)
             else:
-                standard.set(*standardisation(clean.view(0)))
-        self._ema = build_ema(self.model, self.hparams)
+                standard.set(*standardisation(views[0]()))
+        self._optimisation.restart_average()
         assert self._phase is not None
         self._applied[self._phase.first] = self._described(self._phase)
 
     def _over_folds(self, model: TransferModel) -> tuple[dict[str, float], list[bool]]:
         """The mean scores of heads on training and validation images that they were not fitted to."""
         splits = (TRAIN, "validation")
-        clean = self._frozen(TRAIN, model, clean=True, of=splits)
-        drawn = self._frozen(TRAIN, model, of=splits)
-        count = 0 if self.policy.is_identity else self.settings.views or 1
-        views = [functools.partial(clean.view, 0), *(functools.partial(drawn.view, n) for n in range(count))]
         return folded_scores(
-            functools.partial(self._solve, views, splits),
+            functools.partial(self._solve, self._trunk.views(model, splits), splits),
             self.data,
             torch.cat([self.data.splits[split] for split in splits]),
             self._scores,
@@ -324,32 +327,6 @@ class Training:
         parts = None if folds is None else folds.to(self.device)
         return solve(self.hparams.solver, views, labels, len(self.data.classes), weights=weights, folds=parts)
 
-    def _frozen(
-        self, split: str, model: TransferModel, *, clean: bool = False, of: Sequence[str] = ()
-    ) -> Views:
-        """The frozen trunk's features of a split; those that a metric is computed of in full precision.
-
-        Of `train`, all that is trained on, as the policy draws it, or `clean` as it is evaluated; or as if
-        `of` other splits were trained on.
-        """
-        training = split == TRAIN
-        parts = [
-            FrozenFeatures(
-                model=model,
-                trunk_key=f"{self.backbone.name} {self.backbone.weights_hash} {self.backbone.preprocessing}",
-                examples=self._examples,
-                indices=self.data.splits[each],
-                policy=self.policy if training and not clean else self._plain,
-                data_key=self.data.fingerprint,
-                cache=self.cache,
-                dtype=torch.float16 if training else torch.float32,
-                device=self.device,
-                progress=self.progress,
-            )
-            for each in ((of or self.settings.trained_on) if training else (split,))
-        ]
-        return parts[0] if len(parts) == 1 else JoinedFeatures(parts)
-
     # Epochs
 
     def _train(self) -> tuple[float, int]:
@@ -358,70 +335,41 @@ class Training:
             return self._fitted()
         self.model.train()
         total, seen = torch.zeros((), device=self.device), 0
-        for step in self._steps():
-            self._optimizer.zero_grad(set_to_none=True)
-            for logits, targets, share, penalty in step:
+
+        def losses(parts: Iterator[Part]) -> Iterator[Tensor]:
+            nonlocal total, seen
+            for logits, targets, share, penalty in parts:
                 loss = self._loss(logits, targets)
-                weighed = loss * share if penalty is None else loss * share + penalty
-                self._scaler.scale(weighed).backward()
+                yield loss * share if penalty is None else loss * share + penalty
                 total += loss.detach() * len(targets)
                 seen += len(targets)
-            self._scaler.unscale_(self._optimizer)
-            if self.hparams.clip_grad is not None:
-                nn.utils.clip_grad_norm_(self._trained, self.hparams.clip_grad)
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-            self._schedule.step()
-            if self._ema is not None:
-                self._ema.update()
+
+        for parts in self._steps():
+            self._optimisation.step(losses(parts))
         return float(total) / seen, seen
 
     def _fitted(self) -> tuple[float, int]:
         """The mean loss of a solved head on the clean training images, and their number."""
         self.model.eval()
-        features = self._frozen(TRAIN, self.model, clean=True).view(0)
+        features = self._trunk.features(TRAIN, self.model, clean=True).view(0)
         labels = self.data.labels[self._trained_on].to(self.device)
         with torch.no_grad():
             parts = [self.model.head(part.float()) for part in features.split(_ROWS)]
         return float(functional.cross_entropy(torch.cat(parts), labels, weight=self._weights)), len(labels)
 
     def _steps(self) -> Iterator[Iterator[Part]]:
-        """The batches of the epoch, in a shuffled order, each in parts whose gradients add up to its own."""
-        order = torch.randperm(
-            len(self._trained_on),
-            generator=generator(self.hparams.seed, "order", self.epoch),
-        )
-        return self._head_steps(order) if self._features else self._trunk_steps(order)
-
-    def _head_steps(self, order: Tensor) -> Iterator[Iterator[Part]]:
-        """On features that are already there: a step is an index and a small product."""
+        """The batches of the epoch, each in parts whose gradients add up to its own."""
+        if not self._features:
+            for inputs, targets in ahead(self._batches.drawn(self.epoch), self.device):
+                yield self._parts(inputs, targets)
+            return
+        # On features that are already there: a step is an index and a small product.
         assert self._phase is not None
         number = self.epoch - self._phase.first
         if self.settings.views is not None:
             number %= self.settings.views
-        features = self._features[TRAIN].view(number)
-        labels = self.data.labels[self._trained_on].to(self.device)
-        for batch in order.to(self.device).tensor_split(self._batches):
-            yield iter([(self.model.head(features[batch].float()), labels[batch], 1.0, None)])
-
-    def _trunk_steps(self, order: Tensor) -> Iterator[Iterator[Part]]:
-        """On examples: drawn, mixed and passed through the whole network."""
-        for inputs, targets in ahead(self._drawn(order), self.device):
-            yield self._parts(inputs, targets)
-
-    def _drawn(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets of the epoch's batches, augmented and mixed."""
-        indices = self._trained_on[order]
-        root = derived_seed(self.hparams.seed, "augment", self.epoch)
-        mixing = generator(self.hparams.seed, "mixing", self.epoch)
-        for batch in indices.tensor_split(self._batches):
-            examples = self._examples.on(self.device, batch)
-            inputs = self.policy(examples, placed(sample_seeds(root, batch), self.device))
-            targets = placed(self.data.labels[batch], self.device)
-            if self._mixing is not None:
-                one_hot = functional.one_hot(targets, len(self.data.classes)).float()
-                inputs, targets = self._mixing(inputs, one_hot, mixing)
-            yield inputs, targets
+        for features, labels in self._batches.of_features(self.epoch, self._features[TRAIN].view(number)):
+            yield iter([(self.model.head(features.float()), labels, 1.0, None)])
 
     def _parts(self, inputs: Tensor, targets: Tensor) -> Iterator[Part]:
         """Passes of a batch through the network, in parts where that changes nothing but speed."""
@@ -444,7 +392,7 @@ class Training:
 
     def _measure(self) -> Scores:
         """Validation scores of the weights that would be saved."""
-        with self._averaged(), torch.no_grad():
+        with self._optimisation.averaged(), torch.no_grad():
             self.model.eval()
             cached = self._features["validation"].view(0) if self._features else None
             logits = self.logits("validation") if cached is None else self.model.head(cached).cpu()
@@ -452,9 +400,6 @@ class Training:
         self._told_right = (logits.argmax(1) == labels).tolist()
         self._told = logits
         return self._scores(logits, labels)
-
-    def _averaged(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._ema is None else self._ema.applied()
 
     # Keeping
 
@@ -469,7 +414,7 @@ class Training:
             trained_on=self.settings.trained_on,
             made_with=self._made_with,
         )
-        with self._averaged():
+        with self._optimisation.averaged():
             save_delta(folder / MODEL_FOLDER, self.model, self.backbone, card)
 
     def save_state(self, folder: Path) -> None:
@@ -480,10 +425,7 @@ class Training:
             "epochs": self.epochs,
             "hparams": self.hparams.to_dict(),
             "model": self._own_state(),
-            "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
-            "ema": None if self._ema is None else self._ema.state_dict(),
-            "scaler": self._scaler.state_dict(),
+            **self._optimisation.state_dict(),
         }
         sealed.seal(folder / STATE_FILE, functools.partial(torch.save, state))
 
@@ -514,11 +456,7 @@ class Training:
         # The phase of the epoch that was run last: its optimizer goes on, or the next one begins.
         self._enter(next(p for p in self.phases if self.epoch <= p.first + p.epochs))
         self.model.load_state_dict(state["model"], strict=False)
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
-        if self._ema is not None:
-            self._ema.load_state_dict(state["ema"])
-        self._scaler.load_state_dict(state["scaler"])
+        self._optimisation.load_state_dict(state)
 
     def _own_state(self) -> dict[str, Tensor]:
         """The model's tensors that can differ from the pretrained ones."""
@@ -560,26 +498,19 @@ class Training:
 
     def _described(self, phase: Phase) -> dict[str, Any]:
         modules = {name.rpartition(".")[0] for name, p in self.model.named_parameters() if p.requires_grad}
+        optimizer, groups = self._optimisation.optimizer, self._optimisation.described()
         return {
             **vars(phase),
             "features": ("cached" if self.cache else "online: the cache is off")
             if self._features
             else "online: the trunk trains",
-            "optimizer": type(self._optimizer).__name__ if not self._takes_no_steps else "none: solved for",
+            "optimizer": "none: solved for" if self._takes_no_steps else type(optimizer).__name__,
             "schedule": self.hparams.schedule if not self._takes_no_steps else "none",
             **({} if self._solved is None else {"solved": self._solved.described()}),
-            "batches": self._batches,
-            "trainable_parameters": sum(p.numel() for p in self._trained),
+            "batches": self._batches.count,
+            "trainable_parameters": sum(group["parameters"] for group in groups),
             "trainable_modules": len(modules),
-            "groups": [
-                {
-                    "name": group["name"],
-                    "lr": self.hparams.lr * group["share"],
-                    "weight_decay": group["weight_decay"],
-                    "parameters": sum(p.numel() for p in group["params"]),
-                }
-                for group in self._optimizer.param_groups
-            ],
+            "groups": groups,
         }
 
     @property

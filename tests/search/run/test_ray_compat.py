@@ -226,6 +226,13 @@ def test_2_60_a_local_ray_listens_on_loopback_alone(shared_ray: None) -> None:
     }
 
 
+def test_2_60_a_local_ray_has_no_process_that_nobody_asks(shared_ray: None) -> None:
+    commands = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
+    assert any("raylet" in command for command in commands)
+    assert not any("monitor.py" in command for command in commands), "an autoscaler, or a reader of logs"
+    assert all("--minimal" in command for command in commands if "dashboard.py" in command)
+
+
 @ray.remote
 def _process() -> int:
     return os.getpid()

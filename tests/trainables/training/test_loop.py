@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +329,7 @@ def statistics(training: Training, *, frozen: bool) -> str:
 
 
 def held(training: Training) -> set[int]:
-    return {id(p) for group in training._optimizer.param_groups for p in group["params"]}
+    return {id(p) for group in training._optimisation.optimizer.param_groups for p in group["params"]}
 
 
 def test_a_probe_moves_nothing_in_the_trunk(begin: Begin, small_lite0: Backbone) -> None:
@@ -397,7 +398,7 @@ def test_rates_are_those_of_the_hyperparameters(begin: Begin, rates: str) -> Non
     count = len(training.backbone.groups)
     place = {name: n for n, group in enumerate(training.backbone.groups) for name in group}
     seen: set[str] = set()
-    for group in training._optimizer.param_groups:
+    for group in training._optimisation.optimizer.param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
             assert name not in seen
@@ -692,12 +693,14 @@ def test_where_batch_norm_trains_no_batch_is_of_one_image(
     begin: Begin, few_digits: ImageData, size: int
 ) -> None:
     knobs = {"strategy": "full", "batch_size": size}
-    images = len(few_digits.splits["train"]) - 1 + len(few_digits.splits["train"]) % 2  # an odd number
+    train = few_digits.splits["train"]
+    images = len(train) - 1 + len(train) % 2  # an odd number
+    data = replace(few_digits, splits={**few_digits.splits, "train": train[:images]})
     sizes = {
         norm: {
             len(part)
             for part in torch.arange(images).tensor_split(
-                begin(batch_norm=norm, **knobs)._batch_count(images)
+                begin(batch_norm=norm, data=data, **knobs)._batches.count
             )
         }
         for norm in ("train", "eval")

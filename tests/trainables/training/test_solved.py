@@ -145,7 +145,7 @@ def test_a_resumed_fine_tuning_keeps_its_head(begin: Begin, tmp_path: Path) -> N
 def test_steps_on_stages_are_taken_on_standardised_features(begin: Begin, digits: ImageData) -> None:
     training = begin(data=digits, features="stages", max_epochs=2, lr=1e-3)
     training.run_epoch()
-    features = training._frozen("train", training.model, clean=True).view(0).float()
+    features = training._trunk.features("train", training.model, clean=True).view(0).float()
     standard = training.model.head.get_submodule("standard")(features)
     torch.testing.assert_close(standard.mean(0), torch.zeros(784), atol=1e-3, rtol=0)
     assert float(standard.std(0).median()) == pytest.approx(1.0, abs=0.02)
