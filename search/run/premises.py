@@ -141,7 +141,7 @@ def _difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         for split, count in was["images"].items()
         if count != now["images"].get(split)
     ]
-    return ", ".join(counts) or "as many examples, but other ones, or other labels"
+    return ", ".join(counts) or "as many as before, but other ones, or other labels"
 
 
 def _weights_change(was: dict[str, str], now: dict[str, str]) -> str:

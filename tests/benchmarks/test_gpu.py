@@ -28,6 +28,7 @@ def test_every_part_prints_its_lines_on_a_cpu() -> None:
     assert lines[-1]["failures"] == lines[-1]["errors"] == 0
 
 
+@pytest.mark.long
 def test_without_a_card_it_says_what_else_there_is() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

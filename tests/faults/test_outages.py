@@ -186,6 +186,7 @@ def test_trials_that_hang_end_by_their_deadlines(folder: Path, monkeypatch: pyte
     assert examine(Search.open(home)) == []
 
 
+@pytest.mark.long
 def test_a_trial_whose_own_time_is_over_keeps_what_it_has(folder: Path) -> None:
     home = start(small("search.trials=4", "search.pruner=none", "search.trial_time=4s"), {"2": "hang"})
     outcome, _ = run(home)

@@ -110,6 +110,7 @@ def prefix_of(home: Home) -> str:
     return f"states/{home.name}-{study.search_id[:12]}"
 
 
+@pytest.mark.long
 def test_a_trial_whose_model_does_not_come_has_not_ended(folder: Path, bucket: Bucket) -> None:
     words = ("search.trials=1", "search.retries=0", f"checkpoints={bucket.uri('states')}")
     home = start(small(*words))

@@ -81,7 +81,7 @@ def test_data_that_has_grown_is_refused_with_the_difference(home: Home, folder: 
 
 def test_other_images_and_other_classes_are_refused(home: Home, folder: Path) -> None:
     draw(folder / "images" / "cat" / "000.png", 9000)
-    with pytest.raises(BadInput, match=r"as many images, but other ones|-> "):
+    with pytest.raises(BadInput, match=r"as many as before, but other ones|-> "):
         check(home)
     shutil.copytree(folder / "images" / "cat", folder / "images" / "tiger")
     for seed, path in enumerate(sorted((folder / "images" / "tiger").iterdir())):

@@ -546,6 +546,7 @@ def test_the_report_is_whole_and_in_mlflow(killed_and_resumed: Path, monkeypatch
     assert "report.html" in [file.path for file in client.list_artifacts(parent.info.run_id)]
 
 
+@pytest.mark.long
 def test_the_doctor_mends_the_finalists_too(
     killed_and_resumed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
