@@ -48,6 +48,7 @@ class Untold:
     """A tracker that tells nobody anything."""
 
     outbox = Path(os.devnull)
+    refusals: Mapping[int, str] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
