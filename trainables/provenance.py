@@ -47,6 +47,7 @@ def changes(was: Mapping[str, str], now: Mapping[str, str]) -> list[tuple[str, s
     ]
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return version(package)

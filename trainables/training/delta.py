@@ -60,28 +60,30 @@ def save_delta(directory: Path, model: TransferModel, backbone: Backbone, card: 
     Raises:
         ModelError: when the model's tensors are not those of the backbone and of the card's head.
     """
-    base = backbone.module.state_dict()
-    trunk = model.trunk.state_dict()
-    if trunk.keys() != base.keys():
-        raise ModelError(f"the model's trunk is not one of {backbone.name}")
     told = model.head.get_parameter("output.weight").shape[0]
     if told != len(card.classes):
         raise ModelError(f"the model tells {told} classes apart, but the card names {len(card.classes)}")
     changed = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
-    if backbone.weights == "none":
-        changed |= {f"trunk.{name}": tensor for name, tensor in trunk.items()}
-    elif model.trunk is not backbone.module:
-        changed |= {
-            f"trunk.{name}": tensor
-            for name, tensor in trunk.items()
-            if not _same_bits(tensor.cpu(), base[name].cpu())
-        }
+    if backbone.weights == "none" or model.trunk is not backbone.module:
+        changed |= _changed(model, backbone)
     # Copies, since tensors that share memory cannot be written.
     _write(
         directory,
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in changed.items()},
         card,
     )
+
+
+def _changed(model: TransferModel, backbone: Backbone) -> dict[str, Tensor]:
+    """What of the model's trunk is to be saved."""
+    base, trunk = backbone.module.state_dict(), model.trunk.state_dict()
+    if trunk.keys() != base.keys():
+        raise ModelError(f"the model's trunk is not one of {backbone.name}")
+    return {
+        f"trunk.{name}": tensor
+        for name, tensor in trunk.items()
+        if backbone.weights == "none" or not _same_bits(tensor.cpu(), base[name].cpu())
+    }
 
 
 def _write(directory: Path, changed: Mapping[str, Tensor], card: Card) -> None:

@@ -515,14 +515,15 @@ class Training:
 
     @property
     def _is_shown(self) -> bool:
-        """Whether there is a page of this epoch: of the first, the last, and where a rung may be between."""
-        return self.settings.trained_on == (TRAIN,) and (self.finished or self.epoch.bit_count() == 1)
+        """Whether a person may look at this epoch: the first, the last, and where a rung may be between."""
+        return self.finished or self.epoch.bit_count() == 1
 
     def save_record(self, folder: Path) -> None:
         """Writes the epochs, what was built so far, and pages of what a person may look at, into `folder`."""
         write_epochs(folder, self.epochs, self.hparams.to_dict(), self._right)
-        sealed.write(folder / APPLIED_FILE, (json.dumps(self.applied(), indent=2) + "\n").encode())
-        if self._is_shown and self._told is not None:
+        if self._is_shown or self.phase_began:
+            sealed.write(folder / APPLIED_FILE, (json.dumps(self.applied(), indent=2) + "\n").encode())
+        if self._is_shown and self._told is not None and self.settings.trained_on == (TRAIN,):
             items, shown = f"{self.modality.item}s", self.backbone.preprocessing
             found = evaluation(self.modality, self.data, shown, "validation", self._told, worst=_WORST)
             told = page(found, f"Validation {items} after epoch {self.epoch}", items)
