@@ -57,6 +57,8 @@ _ROWS = 4096
 _PREVIEW_ROWS = 3
 _WORST = 8
 """Mistakes that a trial's page shows."""
+_LONG = 1.0
+"""Seconds of training beside which a page costs nothing."""
 
 
 Part = tuple[Tensor, Tensor, float, Tensor | None]
@@ -136,6 +138,7 @@ class Training:
         )
         self._phase: Phase | None = None
         self._applied: dict[int, dict[str, Any]] = {}
+        self._seconds = 0.0  # in epochs so far
         self._told: Tensor | None = None  # logits of the validation images in the last epoch
         self._told_right: list[bool] | None = None  # in the last epoch, each validation image
         self._right: list[bool] | None = None  # the same in the epoch that is kept
@@ -182,6 +185,7 @@ class Training:
         self._optimisation.epoch_end(self._rising_or_falling(monitored))
         self.epoch += 1
         seconds = time.perf_counter() - began
+        self._seconds += seconds
         metrics = {
             **monitored,
             **self._costs,
@@ -515,13 +519,13 @@ class Training:
 
     @property
     def _is_shown(self) -> bool:
-        """Whether a person may look at this epoch: the first, the last, and where a rung may be between."""
-        return self.finished or self.epoch.bit_count() == 1
+        """Whether this epoch has a page: the last; of long trials also those where a rung may be."""
+        return self.finished or (self.epoch.bit_count() == 1 and self._seconds > _LONG)
 
     def save_record(self, folder: Path) -> None:
         """Writes the epochs, what was built so far, and pages of what a person may look at, into `folder`."""
         write_epochs(folder, self.epochs, self.hparams.to_dict(), self._right)
-        if self._is_shown or self.phase_began:
+        if self.finished or self.phase_began:
             sealed.write(folder / APPLIED_FILE, (json.dumps(self.applied(), indent=2) + "\n").encode())
         if self._is_shown and self._told is not None and self.settings.trained_on == (TRAIN,):
             items, shown = f"{self.modality.item}s", self.backbone.preprocessing
