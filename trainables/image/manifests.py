@@ -175,10 +175,13 @@ def _row_problems(
 
     if not names:
         return [f"{path} has no rows; it needs one for each image, with its path and its label"]
-    blank, escaping = [], []
+    blank, impossible, escaping = [], [], []
     for row, (name, label) in enumerate(zip(names, labels, strict=True), 1):
         if not name or not label:
             blank.append(f"row {row}")
+            continue
+        if "\0" in name or "\0" in label:
+            impossible.append(f"row {row}")
             continue
         file = base / name
         leads_out = file.is_symlink() and not inside(str(file))
@@ -188,6 +191,11 @@ def _row_problems(
     if blank:
         problems.append(
             f"{path} has an empty path or label in {enumeration(blank)}; fill them in, or remove the rows"
+        )
+    if impossible:
+        problems.append(
+            f"{path} has a character of code zero, which no name can have, in {enumeration(impossible)}; "
+            "write it again as text"
         )
     if escaping:
         problems.append(

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.trainables.image.drawn import draw, draw_classes, loaded, refusal, told
+from trainables.errors import DataError
 
 HEADER = "path,label"
 
@@ -199,3 +200,14 @@ def test_a_label_that_is_no_number_is_empty(project: Path) -> None:
     table = pyarrow.table({"path": [path for path, _ in rows(project)], "label": labels})
     pyarrow.parquet.write_table(table, project / "m.parquet")
     assert "an empty path or label in row 2" in refusal(project / "m.parquet")
+
+
+@pytest.mark.parametrize("row", [("\0", "cat"), ("cat/0.png", "c\0t"), ("a\0b/../cat/0.png", "cat")])
+def test_a_character_of_code_zero_is_refused_by_row(project: Path, row: tuple[str, str]) -> None:
+    text = [*lines(project), ",".join(row)]
+    for refused, name in (
+        (write(project, text, encoding="utf-16"), "m.csv"),
+        (write(project, [json.dumps({"path": row[0], "label": row[1]})], "m.jsonl"), "m.jsonl"),
+    ):
+        with pytest.raises(DataError, match=rf"{name} has a character of code zero.* in row \d+"):
+            loaded(refused)
