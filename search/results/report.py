@@ -30,7 +30,6 @@ from trainables.files.whole import replacing
 __all__ = ["report", "write_report"]
 
 _LISTED = 50
-_TABLED = 20  # classes that a confusion matrix is drawn of
 _CONFUSED = 30  # pairs of classes that are listed otherwise
 _PACKAGES = ("torch", "torchvision", "timm", "ray", "optuna", "mlflow")
 
@@ -217,7 +216,6 @@ def _judged(search: Search, row: TrialRow) -> dict[str, Any]:
     except BadInput as error:
         return {**told, "why_not": f"Its model was not measured again: {error}."}
     most = max((max(line) for line in found.confusion), default=0)
-    is_tabled = len(found.classes) <= _TABLED
     return {
         **told,
         "classes": found.classes,
@@ -229,9 +227,9 @@ def _judged(search: Search, row: TrialRow) -> dict[str, Any]:
             }
             for name, line in zip(found.classes, found.confusion, strict=True)
         ]
-        if is_tabled
+        if found.is_tabled
         else [],
-        "confused": [] if is_tabled else found.confused[:_CONFUSED],
+        "confused": [] if found.is_tabled else found.confused[:_CONFUSED],
         "scores": [
             (name, count, *(f"{score:.4f}" for score in scores)) for name, count, *scores in found.scores
         ],

@@ -69,12 +69,8 @@ def on_loopback() -> Iterator[dict[str, str]]:
     Ray takes a local address for one that others can reach, but where it believes that it can have no
     cluster: as it does by default on systems whose firewall asks about each port.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
+    with _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
         yield {"_node_ip_address": "127.0.0.1"}
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
@@ -83,25 +79,30 @@ def few_processes() -> Iterator[None]:
 
     Each is a Python of its own. What is left of the pages' processes is what Ray without `ray[default]` has.
     """
-    params, error = parameter.RayParams.__init__, utils.get_dashboard_dependency_error
-    bare = functools.partialmethod(params, no_monitor=True, include_log_monitor=False)
-    parameter.RayParams.__init__ = bare
-    utils.get_dashboard_dependency_error = lambda: ImportError("not wanted here")
-    try:
+    made = functools.partialmethod(parameter.RayParams.__init__, no_monitor=True, include_log_monitor=False)
+    with (
+        _replaced(parameter.RayParams, "__init__", made),
+        _replaced(utils, "get_dashboard_dependency_error", lambda: ImportError("not wanted here")),
+    ):
         yield
-    finally:
-        parameter.RayParams.__init__, utils.get_dashboard_dependency_error = params, error
 
 
 @contextmanager
 def no_signal_handlers() -> Iterator[None]:
     """Leaves the handlers of signals as they are, where a Ray that starts would set its own."""
-    before = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda handler: None
+    with _replaced(utils, "set_sigterm_handler", lambda handler: None):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of an attribute of Ray's, in the block alone."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        utils.set_sigterm_handler = before
+        setattr(owner, name, before)
 
 
 def keep_token_private() -> None:
@@ -155,12 +156,8 @@ def autoscaled_nodes() -> list[tuple[dict[str, float], int]]:
 @contextmanager
 def without_usage_tags() -> Iterator[None]:
     """Lets Tune start without counting the kinds of its callbacks, for which it imports MLflow: a second."""
-    before = usage.tag_callbacks
-    usage.tag_callbacks = lambda callbacks: False
-    try:
+    with _replaced(usage, "tag_callbacks", lambda callbacks: False):
         yield
-    finally:
-        usage.tag_callbacks = before
 
 
 def prepare(tune_controller: Any) -> None:

@@ -27,9 +27,6 @@ def stop_signals(console: Console) -> Iterator[threading.Event]:
         stopped.set()
         console.print("stopping; what runs can be resumed (once more to quit at once)", style="yellow")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
     with _handled(stop, signal.SIGINT, *_ENDING):
         yield stopped
 
@@ -41,9 +38,6 @@ def interruptible() -> Iterator[None]:
     def interrupt(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     with _handled(interrupt, *_ENDING):
         yield
 
@@ -62,9 +56,6 @@ def held() -> Iterator[None]:
             raise KeyboardInterrupt
         asked.set()
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     with _handled(note, signal.SIGINT, *_ENDING):
         yield
     if asked.is_set():
@@ -73,7 +64,13 @@ def held() -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> Iterator[None]:
-    """Handles signals in the block, but for a hang-up that is ignored, as under nohup."""
+    """Handles signals in the block, but for a hang-up that is ignored, as under nohup.
+
+    In another thread than the main one, where no signal arrives, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     handled = [each for each in signals if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
     before = {each: signal.signal(each, handler) for each in handled}
     try:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
 
 from search.study.trials import Ending
 
@@ -32,6 +32,10 @@ class Event:
         if kind:
             _KINDS[kind] = cls
 
+    def again(self) -> Self:
+        """The event as one that MLflow may have already."""
+        return self
+
     def line(self) -> str:
         """The event as a line of JSON, with its end."""
         return json.dumps({"event": self.kind, **vars(self)}, default=lambda value: value.value) + "\n"
@@ -53,10 +57,10 @@ def of_line(line: str | bytes) -> Event:
         raise ValueError("no event")
     kind = _KINDS[told["event"]]
     known = {each.name: told[each.name] for each in fields(kind) if each.name in told}
-    needed = {each.name for each in fields(kind) if each.default is each.default_factory is MISSING}
-    if needed - known.keys():
-        raise ValueError(f"an event {kind.kind} without {', '.join(sorted(needed - known.keys()))}")
-    return kind(**known)
+    try:
+        return kind(**known)
+    except TypeError as error:  # it lacks some
+        raise ValueError(f"an event {kind.kind}: {error}") from error
 
 
 # Of the search
@@ -120,6 +124,9 @@ class TrialEvent(Event):
     def __post_init__(self) -> None:
         if not isinstance(self.trial, int):
             raise ValueError(f"an event {self.kind} of no trial")
+
+    def again(self) -> Self:
+        return replace(self, replayed=True)
 
     @property
     def about(self) -> int | None:

@@ -33,7 +33,7 @@ from search.masking import MaskingFilter, masked
 from search.spec.search_spec import read_spec
 from search.study.storage import write_ahead
 from search.tracking.client import is_refusal, load_mlflow
-from search.tracking.events import End, Epoch, Epochs, Event, Flush, Open, Start, TrialEvent, of_line
+from search.tracking.events import End, Epoch, Epochs, Event, Flush, Open, Start, of_line
 from search.tracking.outbox import Outbox
 from search.tracking.runs import Runs
 
@@ -138,7 +138,7 @@ class Sender:
         if event.about in self._aside and not isinstance(event, Start):
             return rest
         try:
-            self._runs.write(_again(event) if event.about in self._delays else event)
+            self._runs.write(event.again() if event.about in self._delays else event)
         except Exception as error:
             return self._failed(event, error, rest)
         self._written(event)
@@ -200,7 +200,7 @@ class Sender:
             log.warning("MLflow refuses %s of %s: %s; its run is made again", *_whole(event, said))
             self._runs.forget(trial)
             self._delays[trial] = _Delay(is_fresh=True)
-            again = [_again(each) for each in self._outbox.events(trial)[0]]
+            again = [each.again() for each in self._outbox.events(trial)[0]]
             if any(isinstance(each, Start) for each in again):
                 return _ordered([*again, *others])
         log.error("MLflow refuses %s of %s: %s; what it was to be told is set aside", *_whole(event, said))
@@ -209,11 +209,6 @@ class Sender:
         self._aside.add(trial)
         del self._delays[trial]
         return others
-
-
-def _again(event: Event) -> Event:
-    """The event as one that MLflow may have."""
-    return replace(event, replayed=True) if isinstance(event, TrialEvent) else event
 
 
 def _whole(event: Event, said: str) -> tuple[str, str, str]:

@@ -16,7 +16,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +172,7 @@ class Tracker:
                 others = [event for event in events if not isinstance(event, End)]
                 events = [*others, *self._retold(number), *ends]
             for event in events:
-                self._line.say(replace(event, replayed=True))
+                self._line.say(event.again())
 
     def _retold(self, number: int) -> list[TrialEvent]:
         """A trial's epochs as its folder and the study know them; MLflow takes those that it lacks."""

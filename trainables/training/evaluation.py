@@ -52,6 +52,11 @@ class Evaluation:
     worst: Sequence[Mistake]
 
     @property
+    def is_tabled(self) -> bool:
+        """Whether there are so few classes that a matrix of them can be looked at."""
+        return len(self.classes) <= _TABLED
+
+    @property
     def scores(self) -> list[tuple[str, int, float, float, float]]:
         """Of each class its name, examples, recall, precision and F1."""
         told = [sum(column) for column in zip(*self.confusion, strict=True)]
@@ -126,7 +131,7 @@ def page(found: Evaluation, title: str, items: str) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>",
         f"<p>{right:,} of {count:,} {escape(items)} are told right.</p>",
     ]
-    if len(found.classes) <= _TABLED:
+    if found.is_tabled:
         lines = [(name, *line) for name, line in zip(found.classes, found.confusion, strict=True)]
         parts += _table("What they are taken for (rows: what they are)", ("", *found.classes), lines)
     else:
