@@ -34,7 +34,7 @@ METRICS = (
 )
 """What every epoch reports."""
 MORE_SCORES = ("val_balanced_accuracy", "val_auroc", "val_top5_accuracy", "val_calibration_error")
-"""What it reports too, unless an earlier version or another modality has no such score."""
+"""What the last epoch reports too, and every one where a search asks for it; if the modality has it."""
 COSTS = ("latency_ms", "parameters", "bytes")
 """What a model costs where it is used; reported where a search asks for it (`training.costs`)."""
 REPORTED = (*METRICS, *MORE_SCORES, *COSTS)

@@ -63,7 +63,9 @@ def begun(trial: TrialConfig, folder: Path, reads: set[str]) -> tuple[Training, 
     knowing what it told of its epochs.
     """
     settings = {**trial["settings"], "monitor": Monitor(**trial["settings"]["monitor"])}
-    settings |= {name: tuple(settings[name]) for name in ("trained_on", "costs") if name in settings}
+    settings |= {
+        name: tuple(settings[name]) for name in ("trained_on", "asked", "features") if name in settings
+    }
     name = trial.get("modality", "image")
     kind = modality(name)
     hparams = kind.hparams.from_dict(trial["hparams"]).watched(reads)

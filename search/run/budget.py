@@ -18,6 +18,12 @@ def devices_of_a_trial(spec: SearchSpec) -> float:
     return spec.resources.gpu or spec.resources.cpu
 
 
+_START_SECONDS = 8.0
+"""What a refit takes beside its epochs: a process that starts, images that were never seen, the test."""
+_START_SHARE = 4
+"""One of so many seconds is kept for that at most."""
+
+
 class Budget:
     """The time of one study's trials, by a clock that nobody sets; written down twice a minute.
 
@@ -50,6 +56,7 @@ class Budget:
         self._device_seconds = self._device_seconds_written = 0.0
         self._most_device_seconds = None if hours is None else hours * 3600
         self._finalists = self._refit = 0.0  # seconds that they take, one after the other
+        self._start = 0.0 if seconds is None else min(_START_SECONDS, seconds / _START_SHARE)
         self.until = None if seconds is None else self._counted + seconds
         """When the wall time ends, on the monotonic clock; None: never."""
 
@@ -85,7 +92,7 @@ class Budget:
         if self._at_once and now - self._looked > self._LOOK_SECONDS:
             self._finalists = finalists_seconds(self._study)
             self._refit, self._looked = refit_seconds(self._study, self._at_once), now
-        kept = self._finalists / max(1, self._at_once) + self._refit
+        kept = self._finalists / max(1, self._at_once) + self._refit + (self._start if self._refit else 0.0)
         if self.until is not None and now + kept >= self.until:
             return True
         if self._most_device_seconds is None:

@@ -26,11 +26,10 @@ from trainables.errors import BackboneError, DataError
 from trainables.files.cache import default_root
 from trainables.files.remote import Remote, RemoteError
 from trainables.modality import Backbone, Data
-from trainables.record import COSTS
 from trainables.training.card import TRAIN, ModelError
 from trainables.training.keeping import LAST_EPOCHS
 from trainables.training.knobs import Knob
-from trainables.training.model import build_model, unfreeze
+from trainables.training.model import build_model, stages_read, unfreeze
 from trainables.training.settings import Monitor, Settings
 
 __all__ = ["Plan", "cache_root", "described", "load_data", "plan", "samples", "trial_config", "values_of"]
@@ -187,8 +186,11 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
             weights[_called(name, start, spec.domain("weights"))] = backbone.weights_hash
         if data is not None and not trainable:
             problems += _policy_problems(spec, data, backbone)
-        if lack := _without_stages(backbone, spec, classes):
-            problems.append(Problem(place="space.features", given="'stages'", message=lack))
+        try:
+            for features in values_of(spec.domain("features")):
+                stages_read(backbone, features)
+        except ModelError as error:
+            problems.append(Problem(place="space.features", given=repr(features), message=str(error)))
             continue
         for strategy in values_of(spec.domain("strategy")):
             key = (name, start, strategy)
@@ -203,17 +205,6 @@ def _called(backbone: str, weights: str, domain: Domain) -> str:
     if weights == "pretrained":
         return backbone
     return f"{backbone} ({'a file' if isinstance(domain, Fixed) else Path(weights).name})"
-
-
-def _without_stages(backbone: Backbone, spec: SearchSpec, classes: int) -> str | None:
-    """Why the backbone has no stages, where the space asks for them."""
-    if "stages" not in values_of(spec.domain("features")):
-        return None
-    try:
-        build_model(backbone, spec.hparams(backbone=backbone.name, features="stages"), classes)
-    except ModelError as error:
-        return str(error)
-    return None
 
 
 def _policy_problems(spec: SearchSpec, data: Data, backbone: Backbone) -> Iterator[Problem]:
@@ -295,7 +286,8 @@ def trial_config(
         trained_on=trained_on,
         folds=spec.data.splits.folds or 0,
         repeats=spec.data.splits.repeats,
-        costs=tuple(name for name in COSTS if name in {*spec.search.objective, *spec.search.constraints}),
+        features=tuple(values_of(spec.domain("features"))),
+        asked=tuple(dict.fromkeys([*spec.search.objective, *spec.search.constraints])),
     )
     return {
         "sampled": spec.sampled,

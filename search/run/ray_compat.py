@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -152,6 +153,9 @@ def autoscaled_nodes() -> list[tuple[dict[str, float], int]]:
 
 # Tune's run and its controller
 
+_GRACE_SECONDS = 1.0
+"""How long the processes of trials may take to end by themselves when a search ends."""
+
 
 @contextmanager
 def without_usage_tags() -> Iterator[None]:
@@ -185,6 +189,19 @@ def prepare(tune_controller: Any) -> None:
         trial.temporary_state.failure = exception  # Tune's own copy is a pickle on the disk
         process_failure(trial, exception)
 
+    def end_processes() -> None:
+        # Tune waits five seconds for epochs that are under way. What they would write is not lost: a trial
+        # goes on from its state, and tells then what the study lacks.
+        for tracked in list(controller._actor_to_trial):
+            controller._schedule_trial_stop(controller._actor_to_trial[tracked])
+        controller._cleanup_cached_actors(force_all=True)
+        until = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < until and controller._actor_manager.num_total_actors:
+            controller._actor_manager.next(timeout=0.1)
+        controller._cleanup_stopping_actors(force_all=True)
+        controller._actor_manager.cleanup()
+
+    controller._cleanup_trials = end_processes
     controller._maybe_reuse_cached_actor = reuse_unless_started
     controller._process_trial_failure = process_kept_failure
     controller.checkpoint(force=True, wait=True)  # one, since the end of `tune.run` looks for it

@@ -19,7 +19,6 @@ from search.run.budget import Budget
 from search.run.capacity import Capacity
 from search.run.conductor import Conductor
 from search.run.driver import driver_log
-from search.run.ensembling import make_ensemble
 from search.run.failures import Alike
 from search.run.ray_session import cluster_ray, local_ray
 from search.run.room import Room
@@ -94,6 +93,7 @@ def run_search(
         sender: one that is ready for the search; None: starts one.
         begin: what to do first of all that lasts, once nothing can refuse the search any more.
     """
+    from search.run.ensembling import make_ensemble
     from search.run.planning import trial_config
 
     spec, home, study = search.spec, search.home, search.study

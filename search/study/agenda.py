@@ -5,7 +5,8 @@ it says holds for fine-tuning too, which costs some twenty times as much. So the
 trials, and of its time, goes at most to heads: first each backbone at each size on each kind of features,
 then the other solver and each policy on the best of these. The best few are fine-tuned by recipe, each from
 its own head, and one is trained by each other recipe. The sampler has the rest. Heads end sooner where
-fine-tuning would no longer end in time, and have all of it where that is too short to fine-tune at all.
+fine-tuning would no longer end in time, and have all of it where that is too short to fine-tune at all; one
+that would not end itself, since its policy has many views, is left out.
 
 All of it follows from the trials that were begun, so that a resumed search goes on with it.
 """
@@ -13,6 +14,7 @@ All of it follows from the trials that were begun, so that a resumed search goes
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,11 +100,11 @@ class Agenda:
         phases = [trial.user_attrs.get(PHASE) for trial in begun]
         heads = [trial for trial in ranked if _is_head(space.configured(trial.params, self._spec))]
         best = [self._as_seen(space.configured(trial.params, self._spec) or {}) for trial in heads]
-        heads_go_on, tuning_fits = self._has_time(begun, phases, seconds, refit_times)
-        if heads_go_on:
-            for params in self._heads(best):
-                if space.configured(params, self._spec) not in known:
-                    return Step(phase=SCREEN, params=params)
+        left, tuning_fits = self._left(begun, phases, seconds, refit_times)
+        for params in self._heads(best):
+            values = space.configured(params, self._spec)
+            if values not in known and self._head_seconds(values, begun) <= left:
+                return Step(phase=SCREEN, params=params)
         if tuning_fits and phases.count(TUNE) < self._most:
             for params in self._tuned(best):
                 if space.configured(params, self._spec) not in known:
@@ -110,25 +112,30 @@ class Agenda:
         self.is_done = True
         return None
 
-    def _has_time(
+    def _left(
         self, begun: Sequence[FrozenTrial], phases: Sequence[str | None], seconds: float, refit_times: float
-    ) -> tuple[bool, bool]:
-        """Whether there is time for one more head, and for one more fine-tuning and its refit.
+    ) -> tuple[float, bool]:
+        """The seconds that one more head may take, and whether there is time to fine-tune again and refit.
 
         What fine-tuning takes is known of one that has ended, or is guessed of the first head.
         """
         in_turn = TUNE not in phases and phases.count(SCREEN) < self._most
         time, each = self._spec.search.time, [_seconds(trial) for trial in begun]
         if time is None or not each or not each[0]:
-            return in_turn, True
+            return math.inf if in_turn else -math.inf, True
         workers = 1 + sum(trial.datetime_complete is None for trial in begun)
         spent = max(seconds, sum(each) / workers)
         tuned = [took for took, phase in zip(each, phases, strict=True) if took and phase == TUNE]
         tuning = max(tuned) if tuned else each[0] * _OVER_HEAD * self._spec.search.max_epochs
         tuning *= 1 + refit_times / cores_worth(workers)
-        fits = spent + tuning <= time
-        has_share = spent < time / _SHARE and spent + _AMPLE * tuning < time
-        return (in_turn and has_share) or not fits, fits
+        if spent + tuning > time:
+            return time - spent, False
+        return min(time / _SHARE, time - _AMPLE * tuning) - spent if in_turn else -math.inf, True
+
+    def _head_seconds(self, values: Mapping[str, Any] | None, begun: Sequence[FrozenTrial]) -> float:
+        """What a head is expected to take, by the first one: each view of a policy is a pass of its own."""
+        views = 1 if (values or {}).get("policy", "none") == "none" else self._spec.cache.views or 1
+        return views * _seconds(begun[0]) if begun else 0.0
 
     def _heads(self, best: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Heads to screen, the cheap ones first."""

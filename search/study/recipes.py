@@ -1,8 +1,8 @@
 """What a specialist would start with, one recipe for each strategy: the first trials of a search.
 
 A recipe counts as far as the space has its values. On Fashion-MNIST and digits, with EfficientNet-Lite0 and a
-thousand images, a ridge head on stages was better than any stepped head, and fine-tuning wanted a small rate
-for the trunk, BatchNorm as it was, small batches and no augmentation.
+thousand images, a ridge head on the stages' grid was better than any stepped head, and fine-tuning wanted a
+small rate for the trunk, BatchNorm as it was, small batches and no augmentation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from search.spec.search_spec import SearchSpec
 
 __all__ = ["FROM_SOLVED", "RECIPES", "offered", "recipe_of", "recipes"]
 
-_HEAD: Mapping[str, Any] = {"solver": ("ridge", "logistic"), "features": "stages", "policy": "none"}
+_HEAD: Mapping[str, Any] = {"solver": ("ridge", "logistic"), "features": ("grid", "stages"), "policy": "none"}
 _TRUNK: Mapping[str, Any] = {
     "freeze": 0.0,
     "trunk_lr": 2e-4,
@@ -39,7 +39,7 @@ FROM_SOLVED: Mapping[str, Any] = {
     "warmup_epochs": 1.0,
 }
 RECIPES: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "probe": (_HEAD, {"features": "stages", "policy": "none"}),
+    "probe": (_HEAD, {"features": ("grid", "stages"), "policy": "none"}),
     "lp_ft": (FROM_SOLVED, {**_STEPPED, "solver": "gradient", "lp_share": 0.25}),
     "full": (_STEPPED,),
     "partial": ({**_STEPPED, "freeze": 0.5},),

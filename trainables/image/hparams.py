@@ -81,6 +81,13 @@ class ImageHParams(HParams):
         optional=True,
         space=[96, 128, 160, 224],
     )
+    features: str = knob(
+        "last",
+        "What of the trunk the head reads: its `last` features; the pooled outputs of its `stages`; or these "
+        "on a `grid` of 3 x 3 fields, which keeps where in a picture things are.",
+        choices=("last", "stages", "grid"),
+        space=["grid", "stages", "last"],
+    )
     policy: str = knob(
         "none",
         "The augmentation policy.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,7 +25,7 @@ from trainables.seeds import derived_seed, sample_seeds
 from trainables.training.ahead import ahead, placed
 from trainables.training.inference import engine, fast_passes
 from trainables.training.model import TransferModel
-from trainables.training.stages import StagedTrunk
+from trainables.training.stages import StagedTrunk, stage_width
 
 __all__ = ["FrozenFeatures", "JoinedFeatures", "Views"]
 
@@ -69,6 +70,7 @@ class FrozenFeatures:
         cache: where views are kept; None computes them anew each time.
         dtype: how they are kept: float16 for training, float32 where a metric is computed; there
             the trunk is passed as it is, elsewhere as fast as this machine can.
+        beside: the stages that other heads read; what they read is kept too, since a pass has it all.
         device: where the trunk runs.
         progress: called with (what, done, total) while a view is computed.
     """
@@ -83,6 +85,7 @@ class FrozenFeatures:
     dtype: torch.dtype
     device: torch.device
     progress: Callable[[str, int, int], None] | None = None
+    beside: tuple[tuple[str, ...], ...] = ()
 
     def view(self, number: int) -> Tensor:
         """Features of one view, [N, F] in the kept dtype, on the device; not to be written to."""
@@ -90,7 +93,13 @@ class FrozenFeatures:
         chunks = self.indices.split(_CHUNK * (_GPU_CHUNKS if self.device.type == "cuda" else 1))
 
         def compute(position: int) -> Tensor:
-            return self._features(chunks[position], number)
+            began = time.perf_counter()
+            found = self._features(chunks[position], number)
+            own, seconds = found.pop(self.model.stages), time.perf_counter() - began
+            for stages, features in found.items():
+                assert self.cache is not None
+                self.cache.write(self._key(chunks[position], number, stages), features, seconds)
+            return own
 
         def show(done: int, total: int) -> None:
             if self.progress:
@@ -99,14 +108,26 @@ class FrozenFeatures:
         if self.cache is None:
             features = torch.cat([compute(position) for position in range(len(chunks))])
         else:
-            features = self.cache.joined([self._key(chunk, number) for chunk in chunks], compute, show)
+            keys, locks = (
+                [self._key(chunk, number, stages) for chunk in chunks]
+                for stages in (self.model.stages, self._every[0])
+            )
+            features = self.cache.joined(keys, compute, show, locks=locks)
         return features.to(self.device)
 
-    def _key(self, chunk: Tensor, number: int) -> str:
-        stages = {"stages": self.model.stages} if self.model.stages else {}
+    @property
+    def _every(self) -> list[tuple[str, ...]]:
+        """What a pass is read for: the same for every head that is beside another."""
+        beside = self.beside if self.cache is not None else ()
+        return sorted({self.model.stages, *beside})
+
+    def _key(self, chunk: Tensor, number: int, stages: tuple[str, ...]) -> str:
+        # A graph with more outputs may round otherwise.
+        passes = {"passes": self._every} if self._is_fast and len(self._every) > 1 else {}
         return digest(
             {
-                **stages,
+                **({"stages": stages} if stages else {}),
+                **passes,
                 "code": _CODE_VERSION,
                 "libraries": [torch.__version__, torchvision.__version__, timm.__version__],
                 "trunk": self.trunk_key,
@@ -124,17 +145,23 @@ class FrozenFeatures:
     def _is_fast(self) -> bool:
         return self.dtype != torch.float32
 
-    def _features(self, chunk: Tensor, number: int) -> Tensor:
-        trunk = self.model.trunk
-        if self.model.stages:
-            trunk = _staged(trunk, self.model.stages)
+    def _features(self, chunk: Tensor, number: int) -> dict[tuple[str, ...], Tensor]:
+        """Features of some examples, by the stages that they are read of."""
+        trunk, every = self.model.trunk, tuple(self._every)
+        if every != ((),):
+            trunk = _staged(trunk, every)
         parts = []
         with torch.no_grad():
             for (inputs,) in ahead(self._drawn(chunk, number), self.device):
                 passes = fast_passes(trunk, tuple(inputs.shape[1:])) if self._is_fast else trunk
                 for batch in inputs.split(_BATCH[self.device.type]):
-                    parts.append(passes(self.model.normalised(batch)).to(self.dtype))
-        return torch.cat(parts).cpu()
+                    taken = self.model.normalised(batch)
+                    parts.append(passes(taken).to(self.dtype))
+        found = torch.cat(parts).cpu()
+        if len(every) == 1:
+            return {every[0]: found}
+        widths = [stage_width(self.model.trunk, stages, tuple(taken.shape[1:])) for stages in every]
+        return dict(zip(every, found.split(widths, 1), strict=True))
 
     def _drawn(self, chunk: Tensor, number: int) -> Iterator[tuple[Tensor]]:
         """The view's inputs, some at a time."""
@@ -149,9 +176,9 @@ class FrozenFeatures:
 
 
 @functools.lru_cache(maxsize=4)
-def _staged(trunk: nn.Module, stages: tuple[str, ...]) -> StagedTrunk:
+def _staged(trunk: nn.Module, asked: tuple[tuple[str, ...], ...]) -> StagedTrunk:
     """The same for every trial, so that what is prepared of it once serves all."""
-    return StagedTrunk(trunk, stages)
+    return StagedTrunk(trunk, asked)
 
 
 def _arithmetic(device: torch.device) -> str:

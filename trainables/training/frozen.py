@@ -12,7 +12,7 @@ from trainables.files.cache import Cache
 from trainables.modality import Backbone, Data, Examples, Policy, Progress
 from trainables.training.card import TRAIN
 from trainables.training.features import FrozenFeatures, JoinedFeatures, Views
-from trainables.training.model import TransferModel
+from trainables.training.model import TransferModel, stages_read
 from trainables.training.settings import Settings
 
 __all__ = ["FrozenTrunk"]
@@ -46,6 +46,7 @@ class FrozenTrunk:
         progress: Progress | None,
     ) -> None:
         self._key = f"{backbone.name} {backbone.weights_hash} {backbone.preprocessing}"
+        self._beside = tuple(stages_read(backbone, each) for each in settings.features)
         self._data = data
         self._examples = examples
         self._policy = policy
@@ -67,18 +68,21 @@ class FrozenTrunk:
             of: other splits in the place of those that are trained on.
         """
         training = split == TRAIN
+        policy = self._policy if training and not clean else self._plain
         parts = [
             FrozenFeatures(
                 model=model,
                 trunk_key=self._key,
                 examples=self._examples,
                 indices=self._data.splits[each],
-                policy=self._policy if training and not clean else self._plain,
+                policy=policy,
                 data_key=self._data.fingerprint,
                 cache=self._cache,
-                dtype=torch.float16 if training else torch.float32,
+                # Of images that were measured, what they were measured by is there.
+                dtype=torch.float16 if each == TRAIN or not policy.is_identity else torch.float32,
                 device=self._device,
                 progress=self._progress,
+                beside=self._beside,
             )
             for each in ((of or self._settings.trained_on) if training else (split,))
         ]

@@ -27,7 +27,15 @@ from trainables.files.trial_folder import Epochs, write_epochs
 from trainables.modalities import modality
 from trainables.modality import Backbone, Data, Modality, Policy
 from trainables.provenance import made_with
-from trainables.record import APPLIED_FILE, MODEL_FOLDER, PREVIEW_FILE, STATE_FILE, VALIDATION_FILE
+from trainables.record import (
+    APPLIED_FILE,
+    COSTS,
+    MODEL_FOLDER,
+    MORE_SCORES,
+    PREVIEW_FILE,
+    STATE_FILE,
+    VALIDATION_FILE,
+)
 from trainables.seeds import derived_seed
 from trainables.training.ahead import ahead, placed
 from trainables.training.batches import Batches
@@ -96,6 +104,7 @@ class Training:
         self._usage_before = {} if cache is None else dict(vars(cache.usage))
         self.progress = progress
         self.device = torch.device(settings.device)
+        self._asked = {settings.monitor.metric, *settings.asked}
         self._dtype = dtype_of(settings.precision, self.device)
         # Does nothing but for fp16, whose small gradients would be zeros.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
@@ -181,7 +190,8 @@ class Training:
         rate = 0.0 if self._takes_no_steps else self._optimisation.rate
         loss, images = self._train()
         measured = self._measure()
-        monitored = {"train_loss": loss, **measured.named("val")}
+        more = self.epoch + 1 == self.hparams.epochs or not self._asked.isdisjoint(MORE_SCORES)
+        monitored = {"train_loss": loss, **measured.named("val", more=more)}
         self._optimisation.epoch_end(self._rising_or_falling(monitored))
         self.epoch += 1
         seconds = time.perf_counter() - began
@@ -250,8 +260,9 @@ class Training:
     @functools.cached_property
     def _costs(self) -> dict[str, float]:
         """What the model costs, as far as that is asked for; it is the same in every epoch."""
-        blank = placed(self.backbone.preprocessing.blank(1), self.device)
-        return costs(self.model, blank, self.settings.costs) if self.settings.costs else {}
+        if self._asked.isdisjoint(COSTS):
+            return {}
+        return costs(self.model, placed(self.backbone.preprocessing.blank(1), self.device), self._asked)
 
     # Phases
 

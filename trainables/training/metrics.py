@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,45 +14,44 @@ __all__ = ["BINS", "Scores", "calibration_error", "scores"]
 
 BINS = 15
 _TOP = 5
+_MORE = ("balanced_accuracy", "auroc", "top5_accuracy", "calibration_error")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What logits are worth; None is what somebody else's modality does not measure.
+    """What logits are worth.
 
     Attributes:
         loss: mean cross-entropy without smoothing, which others call the log loss.
         accuracy: share of right answers.
         macro_f1: F1 averaged over classes.
-        balanced_accuracy: recall averaged over classes.
-        auroc: area under the ROC curve of each class against the rest, averaged over classes.
-        top5_accuracy: share of cases whose class is among the five likeliest.
-        calibration_error: expected calibration error, as `calibration_error` has it.
+        more: computes further ones, by name, for who asks: they take as long as a cheap epoch's training.
     """
 
     loss: float
     accuracy: float
     macro_f1: float
-    balanced_accuracy: float | None = None
-    auroc: float | None = None
-    top5_accuracy: float | None = None
-    calibration_error: float | None = None
+    more: Callable[[], Mapping[str, float]] = dict
 
-    def named(self, split: str) -> dict[str, float]:
-        """Those that are measured, as `val_loss` of the split `val`."""
-        own = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {f"{split}_{name}": value for name, value in own.items() if value is not None}
+    def named(self, split: str, *, more: bool = True) -> dict[str, float]:
+        """All of them, or without the further ones, as `val_loss` of the split `val`."""
+        own = {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
+        return {f"{split}_{name}": value for name, value in {**own, **(self.more() if more else {})}.items()}
 
 
 def scores(logits: Tensor, labels: Tensor) -> Scores:
     """Scores of logits, [N, C], for labels, int64 [N].
 
     A class that neither occurs nor is predicted is left out of the mean of F1; one that is only
-    predicted counts 0. Means of recall and of areas are over the classes that occur. Logits that hold a NaN
-    score NaN throughout: a network that diverged still has a largest logit, but predicts nothing.
+    predicted counts 0. Logits that hold a NaN score NaN throughout: a network that diverged still has a
+    largest logit, but predicts nothing.
+
+    Further ones: `balanced_accuracy`, recall averaged over the classes that occur; `auroc`, the area under
+    the ROC curve of each of these against the rest, averaged; `top5_accuracy`, the share of cases whose class
+    is among the five likeliest; and `calibration_error`, as the function of that name has it.
     """
     if logits.isnan().any():
-        return Scores(*[math.nan] * len(fields(Scores)))
+        return Scores(math.nan, math.nan, math.nan, lambda: dict.fromkeys(_MORE, math.nan))
     classes = logits.shape[1]
     predicted = logits.argmax(1)
     confusion = torch.bincount(labels * classes + predicted, minlength=classes**2)
@@ -59,16 +59,23 @@ def scores(logits: Tensor, labels: Tensor) -> Scores:
     right, true, told = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     seen = (true + told) > 0
     f1 = 2 * right[seen] / (true + told)[seen]
-    shares = logits.double().softmax(1)
-    likeliest = shares.topk(min(_TOP, classes), 1).indices
+
+    def more() -> dict[str, float]:
+        shares = logits.double().softmax(1)
+        likeliest = shares.topk(min(_TOP, classes), 1).indices
+        found = (
+            float((right[true > 0] / true[true > 0]).mean()),
+            _auroc(shares, labels),
+            float((likeliest == labels[:, None]).any(1).double().mean()),
+            calibration_error(shares, labels),
+        )
+        return dict(zip(_MORE, found, strict=True))
+
     return Scores(
         loss=float(functional.cross_entropy(logits.float(), labels)),
         accuracy=float(right.sum() / confusion.sum()),
         macro_f1=float(f1.mean()),
-        balanced_accuracy=float((right[true > 0] / true[true > 0]).mean()),
-        auroc=_auroc(shares, labels),
-        top5_accuracy=float((likeliest == labels[:, None]).any(1).double().mean()),
-        calibration_error=calibration_error(shares, labels),
+        more=more,
     )
 
 

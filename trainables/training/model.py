@@ -16,7 +16,7 @@ from trainables.training.card import ModelError
 from trainables.training.hparams import HParams
 from trainables.training.stages import pooled_stages, stage_names, stage_width
 
-__all__ = ["Standardised", "TransferModel", "build_model", "frozen_groups", "unfreeze"]
+__all__ = ["Standardised", "TransferModel", "build_model", "frozen_groups", "stages_read", "unfreeze"]
 
 HIDDEN = 512
 """Width of the hidden layer of an `mlp` head."""
@@ -131,7 +131,8 @@ def build_model(backbone: Backbone, hparams: HParams, classes: int) -> TransferM
     """
     if classes < 2:
         raise ModelError(f"a classifier needs at least two classes, but there are {classes}")
-    stages, width = _read_by_head(backbone, hparams)
+    stages, shape = stages_read(backbone, hparams.features), _shape(backbone)
+    width = stage_width(backbone.module, stages, shape) if stages else backbone.features
     head = _head(hparams, width, classes)
     numbers = generator(hparams.seed, "head")
     for layer in head.modules():
@@ -142,17 +143,24 @@ def build_model(backbone: Backbone, hparams: HParams, classes: int) -> TransferM
     return TransferModel(backbone.module, head, backbone.preprocessing, stages).train()
 
 
-def _read_by_head(backbone: Backbone, hparams: HParams) -> tuple[tuple[str, ...], int]:
-    """The stages that the head reads, none for the last features; and how many features they are."""
-    if hparams.features == "last":
-        return (), backbone.features
-    preprocessing = backbone.preprocessing
-    shape = tuple(preprocessing.normaliser()(preprocessing.blank(1)).shape[1:])
+def stages_read(backbone: Backbone, features: str) -> tuple[str, ...]:
+    """The stages that a head reads by the knob `features`: none for the last features.
+
+    Raises:
+        ModelError: where the backbone has no stages.
+    """
+    if features == "last":
+        return ()
     try:
-        stages = stage_names(backbone.module, backbone.groups, shape)
+        return stage_names(backbone.module, backbone.groups, _shape(backbone), on_grid=features == "grid")
     except ValueError as error:
         raise ModelError(f"backbone {backbone.name}: {error}") from error
-    return stages, stage_width(backbone.module, stages, shape)
+
+
+def _shape(backbone: Backbone) -> tuple[int, ...]:
+    """The shape of one of the inputs that the trunk takes."""
+    preprocessing = backbone.preprocessing
+    return tuple(preprocessing.normaliser()(preprocessing.blank(1)).shape[1:])
 
 
 class Standardised(nn.Module):
@@ -180,7 +188,7 @@ class Standardised(nn.Module):
 
 def _head(hparams: HParams, features: int, classes: int) -> nn.Sequential:
     head = nn.Sequential()
-    if hparams.features == "stages" or hparams.head_is_solved:
+    if hparams.features != "last" or hparams.head_is_solved:
         # Stages differ in scale, and a penalty of one strength must suit all features.
         head.add_module("standard", Standardised(features))
     if hparams.head == "mlp":

@@ -45,7 +45,9 @@ class Settings:
         folds: in how many parts training and validation images are left out of a head that is solved for; 0:
             it is worth what it has on the validation images.
         repeats: how often these parts are drawn.
-        costs: which costs of the model its epochs report, names of `record.COSTS`.
+        features: what else than its own features is kept of a frozen trunk's passes, values of the knob:
+            other trials of the search may read that.
+        asked: metrics that every epoch reports, where only the last would or none (`record`).
     """
 
     monitor: Monitor = Monitor()
@@ -54,9 +56,10 @@ class Settings:
     threads: int = 1
     precision: str = "auto"
     trained_on: tuple[str, ...] = (TRAIN,)
-    costs: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
     folds: int = 0
     repeats: int = 1
+    features: tuple[str, ...] = ()
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:

@@ -31,6 +31,9 @@ RIDGE_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 4))
 """Of the penalty over the sum of the rows' weights, for standardised features."""
 LOGISTIC_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(0, -7, -1))
 _BATCH = 4096
+_MOST = 4096
+"""Coordinates that are solved for as they are: of more, what is decomposed would take minutes."""
+_LANDMARKS = 2048
 
 View = Callable[[], Tensor]
 
@@ -136,7 +139,9 @@ class _Rows:
     """The rows of all views, standardised, and turned to fewer coordinates where there are fewer rows.
 
     The weights of a solution with a squared penalty lie in the span of the rows: with fewer rows than
-    features it is as well found in coordinates of that span, of which there are no more than rows.
+    features it is as well found in coordinates of that span, of which there are no more than rows. Where
+    both are many, the span of some of the clean rows stands for that of all, as in Nyström's method
+    (Williams and Seeger, 2001).
     """
 
     def __init__(self, views: Sequence[View], labels: Tensor, classes: int, weights: Tensor) -> None:
@@ -145,21 +150,32 @@ class _Rows:
         first = views[0]()
         self.width = first.shape[1]
         self.mean, self.scale = standardisation(first)
-        self._span: Tensor | None = None
-        if len(views) * len(labels) < self.width:
-            every = torch.cat([self._standardised(view()) for view in views])
-            values, vectors = torch.linalg.eigh(every @ every.T)
-            kept = values > values[-1] * 1e-12
-            self._span = every.T @ (vectors[:, kept] / values[kept].sqrt())
+        self._span: _Span | None = None
+        self._all_turned: Tensor | None = None
+        count = len(views) * len(labels)
+        if min(count, self.width) > _MOST:
+            places = torch.linspace(0, len(labels) - 1, min(len(labels), _LANDMARKS)).round().long()
+            self._span = _Span(self._standardised(first[places.to(first.device)]))
+        elif count < self.width:
+            self._span = _Span(torch.cat([self._standardised(view()) for view in views]))
+            self._all_turned = self._span.own
 
     def view(self, number: int, part: Tensor | slice = slice(None)) -> Tensor:
         """Rows of some images in one view, float64."""
+        if self._all_turned is not None:
+            first = number * len(self.labels)
+            return self._all_turned[first : first + len(self.labels)][part]
         rows = self._standardised(self.views[number]()[part])
-        return rows if self._span is None else rows @ self._span
+        return rows if self._span is None else self._span.turned(rows)
+
+    @property
+    def coordinates(self) -> int:
+        """How many each row has."""
+        return self.width if self._span is None else self._span.own.shape[1]
 
     def original(self, weight: Tensor) -> Tensor:
         """Weights [C, F] of standardised features, of those of the rows' coordinates."""
-        return weight if self._span is None else weight @ self._span.T
+        return weight if self._span is None else self._span.weight(weight)
 
     def moments(self, part: Tensor | slice = slice(None)) -> Moments:
         """The moments of some images in all views."""
@@ -174,6 +190,30 @@ class _Rows:
 
     def _standardised(self, rows: Tensor) -> Tensor:
         return (rows.double() - self.mean) / self.scale
+
+
+class _Span:
+    """Coordinates in the span of rows [N, F], which has K dimensions, without its basis of F x K.
+
+    Attributes:
+        own: of the rows themselves, [N, K].
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        kept = values > values[-1] * 1e-12
+        self._rows, self._turn = rows, vectors[:, kept] / values[kept].sqrt()
+        self.own = vectors[:, kept] * values[kept].sqrt()
+
+    def turned(self, rows: Tensor) -> Tensor:
+        """Of other rows, as far as they lie in the span."""
+        found: Tensor = (rows @ self._rows.T) @ self._turn
+        return found
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """Weights [C, F] of features, of those of coordinates [C, K]."""
+        found: Tensor = (weight @ self._turn.T) @ self._rows
+        return found
 
 
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,15 +234,20 @@ Path = tuple[Tensor, Tensor, Callable[[int], tuple[Tensor, Tensor]]]
 
 
 def _ridge(rows: _Rows, folds: Tensor | None) -> Path:
-    if folds is None:
+    if len(rows.views) == 1 and (folds is None or int(folds.bincount().max()) <= rows.coordinates):
         total = rows.moments()
         strengths = _strengths(RIDGE_STRENGTHS, total.weight)
         path = RidgePath(total, strengths)
-        parts = torch.arange(len(rows.labels), device=rows.labels.device).split(_BATCH)
-        each_part = [
-            path.left_out(rows.view(0, part), rows.targets[part], rows.weights[part]) for part in parts
-        ]
-        return strengths / total.weight, torch.cat(each_part, 1), path.linear
+        if folds is None:
+            parts = torch.arange(len(rows.labels), device=rows.labels.device).split(_BATCH)
+        else:
+            parts = [torch.nonzero(folds == fold).squeeze(1) for fold in folds.unique()]
+        scores = rows.targets.expand(len(strengths), -1, -1).clone()
+        left_out = path.left_out if folds is None else path.left_out_together
+        for part in parts:
+            scores[:, part] = left_out(rows.view(0, part), rows.targets[part], rows.weights[part])
+        return strengths / total.weight, scores, path.linear
+    assert folds is not None, "no image of several views is left out by itself"
     every = [rows.moments(folds == fold) for fold in folds.unique()]
     total = every[0]
     for each in every[1:]:

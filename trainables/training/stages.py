@@ -6,11 +6,16 @@ Representations for Better Transfer Learning", ICML 2022. Each stage is pooled t
 mean over its pixels, tokens to the class token, where there is one, and the mean of the others. A trunk
 with a method `pooled`, of an output and the trunk's own inputs, pools its stages itself: one of texts leaves
 out the padding.
+
+Where things are in a picture is lost in such a mean. On a grid a map is pooled to the means over 3 x 3
+fields, or fewer where the network is wide, and to its deviation over all pixels; so are tokens that lie in a
+square. A stage on a grid has the number of fields along a side behind its name: `blocks.2:3`.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,31 +24,36 @@ from torch import Tensor, nn
 
 __all__ = ["StagedTrunk", "features_read", "pooled_stages", "stage_names", "stage_width"]
 
+_FIELDS = 3
+"""Fields along a side of a grid, at most."""
+_WIDEST = 10_000
+"""Features on a grid, at most, as long as its sides can have fewer fields."""
 _FEW = 3
 """A network with fewer different shapes is the same all through, and is cut into parts of one length."""
 _PARTS = 4
+_VARIANCE = 1e-5
 
 
 class StagedTrunk(nn.Module):
-    """A trunk that gives the pooled outputs of its stages in place of its features.
+    """A trunk that gives what several heads read of it, one after the other, in place of its features.
 
     Args:
         trunk: normalised float [B, 3, s, s] to features.
-        names: of its modules, as `stage_names` gives them.
+        asked: by head, the stages that it reads, as `stage_names` gives them; none: the trunk's features.
     """
 
-    def __init__(self, trunk: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, trunk: nn.Module, asked: Sequence[Sequence[str]]) -> None:
         super().__init__()
         self.trunk = trunk
-        self.names = tuple(names)
+        self.asked = tuple(map(tuple, asked))
         self.training = trunk.training
 
     def forward(self, images: Tensor) -> Tensor:
-        return pooled_stages(self.trunk, self.names, images)
+        return torch.cat(features_read(self.trunk, self.asked, images), 1)
 
 
 def pooled_stages(trunk: nn.Module, names: Sequence[str], images: Tensor) -> Tensor:
-    """The pooled outputs of the named modules, float [B, F], in one pass over the images."""
+    """The pooled outputs of the named stages, float [B, F], in one pass over the images."""
     return features_read(trunk, [names], images)[0]
 
 
@@ -52,21 +62,23 @@ def features_read(trunk: nn.Module, asked: Sequence[Sequence[str]], images: Tens
 
     Args:
         trunk: normalised images to features.
-        asked: by head, the modules whose pooled outputs it reads; none: the trunk's features.
+        asked: by head, the stages whose pooled outputs it reads; none: the trunk's features.
         images: what the trunk takes.
     """
     pool = _pooling(trunk, images)
     pooled: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(name: str, fields: int) -> Callable[[nn.Module, Any, Any], None]:
         # At once: what comes next may write its result over the output.
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            pooled[name] = pool(output)
+            pooled[name] = pool(output, fields)
 
         return hook
 
-    wanted = dict.fromkeys(name for names in asked for name in names)
-    hooks = [trunk.get_submodule(name).register_forward_hook(keep(name)) for name in wanted]
+    hooks = []
+    for name in dict.fromkeys(name for names in asked for name in names):
+        module, _, fields = name.partition(":")
+        hooks.append(trunk.get_submodule(module).register_forward_hook(keep(name, int(fields or 0))))
     try:
         features: Tensor = trunk(images)
     finally:
@@ -77,9 +89,9 @@ def features_read(trunk: nn.Module, asked: Sequence[Sequence[str]], images: Tens
 
 @functools.lru_cache(maxsize=8)
 def stage_names(
-    trunk: nn.Module, groups: tuple[tuple[str, ...], ...], shape: tuple[int, ...]
+    trunk: nn.Module, groups: tuple[tuple[str, ...], ...], shape: tuple[int, ...], *, on_grid: bool = False
 ) -> tuple[str, ...]:
-    """The modules of a trunk that end its stages, from input to output.
+    """The modules of a trunk that end its stages, from input to output; the stages on a grid if `on_grid`.
 
     A stage is a run of blocks whose outputs have one shape; where all blocks' outputs have (as in a vision
     transformer), up to four blocks at even distances. The stem, and layers after the last block, are none.
@@ -92,6 +104,12 @@ def stage_names(
     Raises:
         ValueError: for a network that shows no stages.
     """
+    if on_grid:
+        names = stage_names(trunk, groups, shape)
+        for fields in range(_FIELDS, 0, -1):
+            grid = tuple(f"{name}:{fields}" for name in names)
+            if fields == 1 or stage_width(trunk, grid, shape) <= _WIDEST:
+                return grid
     shapes = _shapes(trunk, shape)
     ends = [name for name in _blocks(trunk, groups) if name in shapes]
     if not ends:
@@ -110,7 +128,7 @@ def stage_names(
 
 @functools.lru_cache(maxsize=8)
 def stage_width(trunk: nn.Module, names: tuple[str, ...], shape: tuple[int, ...]) -> int:
-    """How many features `pooled_stages` gives of an image."""
+    """How many features `pooled_stages` gives of an image; without names, how many the trunk gives."""
     with torch.no_grad():
         return int(pooled_stages(trunk, names, _blank(trunk, 1, shape)).shape[1])
 
@@ -198,18 +216,50 @@ def _prefix_tokens(trunk: nn.Module) -> int:
     return int(getattr(trunk, "num_prefix_tokens", 1 if hasattr(trunk, "class_token") else 0))
 
 
-def _pooling(trunk: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
-    """What makes a vector an input of the output of a stage."""
+def _pooling(trunk: nn.Module, inputs: Tensor) -> Callable[[Tensor, int], Tensor]:
+    """What makes a vector an input of the output of a stage, on a grid of so many fields a side."""
     own = getattr(trunk, "pooled", None)
     if own is not None:
-        return functools.partial(own, inputs=inputs)
+        return lambda output, fields: own(output, inputs=inputs)
     return functools.partial(_pooled, prefix=_prefix_tokens(trunk))
 
 
-def _pooled(output: Tensor, prefix: int) -> Tensor:
+def _pooled(output: Tensor, fields: int, prefix: int) -> Tensor:
     if output.ndim == 4:
+        if fields:
+            return _on_grid(output if _is_map(output) else output.permute(0, 3, 1, 2), fields)
         return output.mean((2, 3) if _is_map(output) else (1, 2))
     if output.ndim == 3:
-        means = output[:, prefix:].mean(1)
+        tokens = output[:, prefix:]
+        side = math.isqrt(tokens.shape[1])
+        if fields and side * side == tokens.shape[1]:
+            means = _on_grid(tokens.transpose(1, 2).unflatten(2, (side, side)), fields)
+        else:
+            means = tokens.mean(1)
         return torch.cat([output[:, 0], means], 1) if prefix else means
     return output
+
+
+def _on_grid(maps: Tensor, fields: int) -> Tensor:
+    """The means of maps [B, C, H, W] over a grid's fields, and their deviation: [B, C * fields**2 + C].
+
+    Products with constant matrices, which every format that a model is exported in has.
+    """
+    rows, columns = (_fields(size, fields).to(maps) for size in maps.shape[2:])
+    pixels = maps.permute(0, 2, 3, 1)  # as they lie in memory
+    across = (rows @ pixels.flatten(2)).unflatten(2, (maps.shape[3], maps.shape[1]))
+    means = (columns @ across).permute(0, 3, 1, 2).flatten(1)
+    centred = pixels.flatten(1, 2)
+    centred = centred - centred.mean(1, keepdim=True)
+    variance = centred.square().mean(1)  # torch's own takes four times as long
+    return torch.cat([means, (variance + _VARIANCE).sqrt()], 1)  # of one pixel it has a slope too
+
+
+def _fields(size: int, fields: int) -> Tensor:
+    """What takes the means over so many fields of `size` pixels, which overlap if they must: [f, size]."""
+    count = min(fields, size)
+    bounds = [(place * size // count, -(-(place + 1) * size // count)) for place in range(count)]
+    # Of numbers, which are a constant wherever this is traced.
+    return torch.tensor(
+        [[(first <= pixel < last) / (last - first) for pixel in range(size)] for first, last in bounds]
+    )

@@ -243,7 +243,7 @@ def test_one_broken_home_ends_neither_list_nor_doctor(project: Path) -> None:
 def test_stages_that_a_backbone_does_not_have_are_told_before_a_trial(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(*args: object) -> tuple[str, ...]:
+    def none(*args: object, **kwargs: object) -> tuple[str, ...]:
         raise ValueError("the network shows no stages; take features: last")
 
     monkeypatch.setattr("trainables.training.model.stage_names", none)

@@ -160,6 +160,22 @@ def test_fine_tuning_begins_while_it_can_end_in_time(
         assert late.phase == "screen"
 
 
+@pytest.mark.parametrize(("time", "phase"), [(60, None), (100, "screen")])
+def test_a_head_with_more_views_than_there_is_time_for_is_not_begun(
+    folder: Path, time: int, phase: str | None
+) -> None:
+    spec = spec_of("space.image_size=32", "space.features=last", f"search.time={time}")
+    study = SearchStudy.create(spec, home())
+    run(study, 1)
+    (first,) = study.trials()
+    assert first.datetime_start is not None
+    first.datetime_complete = first.datetime_start + timedelta(seconds=10)
+    step = Agenda(spec, 30).next([first], study.ranked())
+    assert (step and step.phase) == phase
+    if step is not None:  # 8 views take 80 s
+        assert step.params["policy"] == "flip_crop"
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

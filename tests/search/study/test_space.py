@@ -99,7 +99,7 @@ def test_a_choice_of_strategies_begins_with_a_recipe_for_each_and_the_solved_hea
     told = first_values(spec)
     assert [values["strategy"] for values in told] == ["probe", "lp_ft", "full", "partial"]
     assert [values.get("solver") for values in told[:2]] == ["ridge", "ridge"]
-    assert [values["features"] for values in told] == ["stages", "stages", "last", "last"]
+    assert [values["features"] for values in told] == ["grid", "grid", "last", "last"]
     for values in told[1:]:
         assert (values["batch_size"], values["batch_norm"], values["policy"]) == (32, "eval", "none")
         assert 3e-5 <= values["trunk_lr"] <= 5e-4
@@ -120,6 +120,7 @@ def first_values(spec: SearchSpec) -> list[dict[str, Any]]:
         ("{strategy: probe, solver: [gradient, logistic, ridge], features: last}", "ridge", "last"),
         ("{strategy: probe, solver: [gradient, logistic], features: [last, stages]}", "logistic", "stages"),
         ("{strategy: probe, solver: ridge, features: [last, stages]}", "ridge", "stages"),
+        ("{strategy: probe, solver: ridge, features: [last, stages, grid]}", "ridge", "grid"),
         ("{strategy: [full, probe], lr: 0.01, features: [last, stages]}", "gradient", "stages"),
     ],
 )

@@ -31,11 +31,11 @@ CLASSES = ("zero", "one, or two", "Grünes Quadrat")
 
 @pytest.fixture(scope="module")
 def loaded(small_lite0: Backbone) -> LoadedModel:
-    """A network of one convolution, which is traced in a second, under the card of a real one."""
+    """A network of one convolution, read on a grid and traced in a second, under the card of a real one."""
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Conv2d(3, 8, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    head = nn.Sequential(nn.Linear(32, len(CLASSES)))
-    model = TransferModel(trunk.eval(), head, small_lite0.preprocessing).eval()
+    head = nn.Sequential(nn.Linear(8 * 9 + 8, len(CLASSES)))
+    model = TransferModel(trunk.eval(), head, small_lite0.preprocessing, ("1:3",)).eval()
     hparams = HParams(image_size=32)
     return LoadedModel(model, make_card(small_lite0, hparams, CLASSES, {"val_accuracy": 0.5}))
 
@@ -126,11 +126,15 @@ def test_safetensors_are_built_again_by_the_loader_beside_them(small_lite0: Back
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 61, 3), dtype=np.uint8))
     image.save(tmp_path / "image.png")
     expected = []
-    heads = {"mlp": {"head": "mlp"}, "stages": {"features": "stages", "solver": "ridge"}}
+    heads = {
+        "mlp": {"head": "mlp"},
+        "stages": {"features": "stages", "solver": "ridge"},
+        "grid": {"features": "grid"},
+    }
     for name, knobs in heads.items():
         hparams = HParams(image_size=32, **knobs)
         model = build_model(small_lite0, hparams, 3).eval()
-        if name == "stages":
+        if name != "mlp":
             width = model.head.get_submodule("output").in_features
             model.head.get_submodule("standard").set(torch.rand(width), 0.5 + torch.rand(width))
         built = LoadedModel(model, make_card(small_lite0, hparams, CLASSES, {"val_accuracy": 0.5}))

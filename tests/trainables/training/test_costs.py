@@ -13,7 +13,7 @@ from trainables.training.settings import Monitor, Settings
 
 def test_costs_are_those_of_the_whole_model_and_told_where_asked(begin: Callable[..., Training]) -> None:
     monitor = Monitor(metric="latency_ms", maximize=False)
-    asked = begin(settings=Settings(threads=1, costs=COSTS, monitor=monitor), max_epochs=1)
+    asked = begin(settings=Settings(threads=1, asked=COSTS, monitor=monitor), max_epochs=1)
     metrics, state = asked.run_epoch(), asked.model.state_dict()
     assert metrics["parameters"] == sum(p.numel() for p in asked.model.parameters())
     assert metrics["bytes"] == sum(t.numel() * t.element_size() for t in state.values())
@@ -33,6 +33,6 @@ def test_a_schedule_that_looks_at_the_objective_looks_at_the_loss_of_a_cost(
 
 
 def test_an_objective_that_is_not_measured_is_told(begin: Callable[..., Training]) -> None:
-    training = begin(settings=Settings(threads=1, monitor=Monitor(metric="parameters")), max_epochs=1)
-    with pytest.raises(ValueError, match="the objective parameters is none that image data has"):
+    training = begin(settings=Settings(threads=1, monitor=Monitor(metric="val_recall")), max_epochs=1)
+    with pytest.raises(ValueError, match="the objective val_recall is none that image data has"):
         training.run_epoch()

@@ -14,7 +14,7 @@ from trainables.image.data import ImageData
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.seeds import derived_seed, sample_seeds
 from trainables.training.features import FrozenFeatures
-from trainables.training.model import TransferModel, build_model
+from trainables.training.model import TransferModel, build_model, stages_read
 
 CHUNKS = 2  # of the 150 training images
 
@@ -112,25 +112,25 @@ def test_what_could_change_a_view_changes_its_keys(
         ),
     ]
     keys = [
-        found._key(chunk, number)
+        found._key(chunk, number, ())
         for found in everything
         for chunk in found.indices.split(64)
         for number in (0, 1)
     ]
     assert len(set(keys)) == len(keys)
     again = features(digits, small_lite0, None)
-    assert again._key(again.indices[:64], 0) == keys[0]
+    assert again._key(again.indices[:64], 0, ()) == keys[0]
 
 
 def test_the_arithmetic_is_part_of_the_key(digits: ImageData, small_lite0: Backbone) -> None:
     found = features(digits, small_lite0, None)
-    one = found._key(found.indices, 0)
+    one = found._key(found.indices, 0, ())
     try:
         torch.set_num_threads(2)
-        assert found._key(found.indices, 0) != one
+        assert found._key(found.indices, 0, ()) != one
     finally:
         torch.set_num_threads(1)
-    assert found._key(found.indices, 0) == one
+    assert found._key(found.indices, 0, ()) == one
 
 
 def test_computing_a_view_moves_no_generator(digits: ImageData, small_lite0: Backbone) -> None:
@@ -138,3 +138,20 @@ def test_computing_a_view_moves_no_generator(digits: ImageData, small_lite0: Bac
     before = torch.get_rng_state()
     features(digits, small_lite0, None, "trivial_augment").view(0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_pass_is_kept_for_every_head_that_is_beside(
+    digits: ImageData, small_lite0: Backbone, cache: Cache, dtype: torch.dtype
+) -> None:
+    kinds = ("last", "stages", "grid")
+    beside = tuple(stages_read(small_lite0, kind) for kind in kinds)
+
+    def of(kind: str, cache: Cache | None) -> torch.Tensor:
+        model = build_model(small_lite0, HParams(features=kind), 10)
+        return features(digits, small_lite0, cache, model=model, dtype=dtype, beside=beside).view(2)
+
+    found = {kind: of(kind, cache) for kind in kinds}
+    assert (cache.usage.computed, cache.usage.hits) == (CHUNKS, 2 * CHUNKS)
+    for kind in kinds:
+        torch.testing.assert_close(found[kind], of(kind, None), rtol=2e-3, atol=2e-3)

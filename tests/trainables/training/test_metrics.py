@@ -40,7 +40,8 @@ def test_a_network_that_diverged_has_no_score() -> None:
     logits, labels = drawn(0, 3, 10)
     logits[4, 1] = math.nan
     found = scores(logits, labels)
-    assert all(math.isnan(value) for value in (found.loss, found.accuracy, found.macro_f1))
+    assert len(found.named("val")) == 7
+    assert all(math.isnan(value) for value in found.named("val").values())
 
 
 def test_more_scores_are_those_of_scikit_learn() -> None:
@@ -50,12 +51,18 @@ def test_more_scores_are_those_of_scikit_learn() -> None:
     labels = torch.randint(0, 7, (300,), generator=numbers)
     logits = 2 * torch.randn(300, 7, generator=numbers).round(decimals=1)  # with ties
     logits[torch.arange(300), labels] += 1
-    found, shares = scores(logits, labels), logits.double().softmax(1).numpy()
-    assert found.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(labels, logits.argmax(1)))
+    scored, shares = scores(logits, labels), logits.double().softmax(1).numpy()
+    found = scored.more()
+    assert found["balanced_accuracy"] == pytest.approx(
+        metrics.balanced_accuracy_score(labels, logits.argmax(1))
+    )
     areas = [metrics.roc_auc_score(labels.numpy() == each, shares[:, each]) for each in range(7)]
-    assert found.auroc == pytest.approx(sum(areas) / 7)
-    assert found.top5_accuracy == pytest.approx(metrics.top_k_accuracy_score(labels, shares, k=5))
-    assert found.named("val")["val_loss"] == found.loss
+    assert found["auroc"] == pytest.approx(sum(areas) / 7)
+    assert found["top5_accuracy"] == pytest.approx(metrics.top_k_accuracy_score(labels, shares, k=5))
+    named = scored.named("val")
+    assert named["val_loss"] == scored.loss
+    assert named["val_auroc"] == found["auroc"]
+    assert scored.named("val", more=False).keys() == {"val_loss", "val_accuracy", "val_macro_f1"}
 
 
 def test_calibration_error_is_the_gap_of_sureness_and_right_answers() -> None:

@@ -52,6 +52,16 @@ def test_the_left_out_scores_are_of_fits_to_the_other_rows() -> None:
         torch.testing.assert_close(found[:, row], fitted.scores(rows[[row]])[:, 0])
 
 
+def test_several_rows_are_left_out_together() -> None:
+    rows, labels = blobs(12, 5)
+    targets, weights = targets_of(labels, 4), 0.5 + torch.arange(12) / 6
+    path = RidgePath(Moments.of(rows, targets, weights), STRENGTHS)
+    left = torch.arange(12) % 3 == 0
+    found = path.left_out_together(rows[left], targets[left], weights[left])
+    fitted = RidgePath(Moments.of(rows[~left], targets[~left], weights[~left]), STRENGTHS)
+    torch.testing.assert_close(found, fitted.scores(rows[left]))
+
+
 def test_weights_are_those_of_scikit_learn() -> None:
     rows, labels = blobs(40, 7)
     weights = torch.rand(40, generator=torch.Generator().manual_seed(0)) + 0.1

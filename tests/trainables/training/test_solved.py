@@ -12,6 +12,7 @@ from tests.trainables.training.test_ridge import blobs
 from trainables.files.cache import Cache
 from trainables.image.data import ImageData
 from trainables.record import MODEL_FOLDER
+from trainables.training import solved
 from trainables.training.delta import load_delta
 from trainables.training.loop import Training
 from trainables.training.metrics import scores
@@ -54,6 +55,18 @@ def test_fewer_rows_than_features_are_solved_in_their_span(kind: str) -> None:
     many = solve(kind, [of(rows)] * 4, labels, 4)
     torch.testing.assert_close(logits(few, rows).argmax(1), logits(many, rows).argmax(1))
     assert few.weight.shape == many.weight.shape == (4, 90)
+
+
+def test_of_many_rows_and_features_some_rows_stand_for_the_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, labels = blobs(300, 200)
+    exact = solve("ridge", [of(rows)] * 2, labels, 4)
+    monkeypatch.setattr(solved, "_MOST", 100)
+    monkeypatch.setattr(solved, "_LANDMARKS", 150)
+    near = solve("ridge", [of(rows)] * 2, labels, 4)
+    told = logits(exact, rows).argmax(1)
+    assert (logits(near, rows).argmax(1) == told).double().mean() > 0.95
+    monkeypatch.setattr(solved, "_LANDMARKS", 300)  # then it is all of it
+    torch.testing.assert_close(logits(solve("ridge", [of(rows)] * 2, labels, 4), rows), logits(exact, rows))
 
 
 def test_images_are_left_out_with_all_their_views() -> None:

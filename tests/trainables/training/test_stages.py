@@ -67,12 +67,46 @@ def test_maps_are_pooled_over_pixels_and_tokens_by_kind() -> None:
     torch.testing.assert_close(found, torch.cat([tokens[0][:, 0], tokens[0][:, 1:].mean(1)], 1))
 
 
+def test_on_a_grid_maps_keep_where_things_are() -> None:
+    resnet = backbones.build("resnet18", weights="none", image_size=64)
+    maps: list[torch.Tensor] = []
+    resnet.module.get_submodule("layer2").register_forward_hook(lambda _, __, out: maps.append(out))
+    with torch.no_grad():
+        found = pooled_stages(resnet.module, ("layer2:3",), torch.rand(2, 3, 64, 64))
+    means = nn.functional.adaptive_avg_pool2d(maps[0], 3).flatten(1)  # of 8 x 8 pixels, so fields overlap
+    deviation = maps[0].flatten(2).std(2, unbiased=False)
+    torch.testing.assert_close(found, torch.cat([means, deviation], 1), atol=4e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, FAMILIES[name]) for name in FEW])
+def test_a_grid_is_as_fine_as_the_network_is_narrow(name: str, size: int) -> None:
+    with WithoutInit():
+        backbone = backbones.build(name, weights="none", image_size=size)
+    names = stage_names(backbone.module, backbone.groups, (3, size, size), on_grid=True)
+    width = stage_width(backbone.module, names, (3, size, size))
+    plain = stage_width(backbone.module, tuple(each.partition(":")[0] for each in names), (3, size, size))
+    assert width > plain
+    assert width <= 10_000 or {each.partition(":")[2] for each in names} == {"1"}
+    images = torch.rand(2, 3, size, size, requires_grad=True)
+    pooled_stages(backbone.module, names, images).sum().backward()  # though what follows writes over maps
+
+
+def test_a_grid_has_a_slope_where_a_map_is_one_pixel() -> None:
+    resnet = backbones.build("resnet18", weights="none", image_size=32)
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    pooled_stages(resnet.module, ("layer4:3",), images).sum().backward()
+    assert images.grad is not None
+    assert images.grad.isfinite().all()
+
+
 def test_the_fast_passes_give_the_same(small_lite0: Backbone) -> None:
     names = stage_names(small_lite0.module, small_lite0.groups, (3, 32, 32))
-    trunk = StagedTrunk(small_lite0.module, names)
+    grid = stage_names(small_lite0.module, small_lite0.groups, (3, 32, 32), on_grid=True)
+    trunk = StagedTrunk(small_lite0.module, [names, grid, ()])
     images = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = trunk(images)
+        assert expected.shape == (40, 784 + 2784 + 1280)  # the last maps have a pixel or four
         found = fast_passes(trunk, (3, 32, 32))(images)
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
 

@@ -35,7 +35,8 @@ def test_it_is_trained_on_both_splits(
         while not training.finished:
             training.run_epoch()
     for name, tensor in refit.model.head.state_dict().items():
-        torch.testing.assert_close(tensor, expected.model.head.state_dict()[name], atol=1e-4, rtol=1e-3)
+        # Of the validation images it takes the features that they were measured by, in full precision.
+        torch.testing.assert_close(tensor, expected.model.head.state_dict()[name], atol=2e-3, rtol=2e-3)
     assert not torch.allclose(refit.model.head.output.weight, alone.model.head.output.weight)
     refit.save_model(tmp_path)
     alone.save_model(tmp_path / "alone")

@@ -11,6 +11,7 @@ To train it on, everything is an ordinary module: `model.trunk` and `model.head`
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,8 @@ class Model(nn.Module):
     Attributes:
         card: what the file says of itself: preprocessing, hyperparameters, metrics.
         classes: names, in the order of the logits.
-        stages: the modules of the trunk whose pooled outputs the head reads; none: the trunk's features.
+        stages: the modules of the trunk whose pooled outputs the head reads, `NAME:3` on a grid of 3 x 3
+            fields; none: the trunk's features.
     """
 
     def __init__(self, card: dict[str, Any], tensors: dict[str, Tensor], stages: Sequence[str] = ()) -> None:
@@ -147,7 +149,7 @@ class Standardised(nn.Module):
 
 
 def _features(trunk: nn.Module, names: Sequence[str], images: Tensor) -> Tensor:
-    """The pooled outputs of the named modules, float [B, F]; without names the trunk's own features."""
+    """The pooled outputs of the named stages, float [B, F]; without names the trunk's own features."""
     if not names:
         features: Tensor = trunk(images)
         return features
@@ -155,13 +157,16 @@ def _features(trunk: nn.Module, names: Sequence[str], images: Tensor) -> Tensor:
     tokens = int(getattr(trunk, "num_prefix_tokens", 1 if hasattr(trunk, "class_token") else 0))
     pooled: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(name: str, fields: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            pooled[name] = _pooled(output, tokens)  # at once: what comes next may write over it
+            pooled[name] = _pooled(output, fields, tokens)  # at once: what comes next may write over it
 
         return hook
 
-    hooks = [trunk.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    hooks = []
+    for name in names:
+        module, _, fields = name.partition(":")
+        hooks.append(trunk.get_submodule(module).register_forward_hook(keep(name, int(fields or 0))))
     try:
         trunk(images)
     finally:
@@ -170,14 +175,26 @@ def _features(trunk: nn.Module, names: Sequence[str], images: Tensor) -> Tensor:
     return torch.cat([pooled[name] for name in names], 1)
 
 
-def _pooled(output: Tensor, tokens: int) -> Tensor:
-    """A map's mean over its pixels; the class token and the mean of the others; or what is pooled already."""
+def _pooled(output: Tensor, fields: int, tokens: int) -> Tensor:
+    """A map's means; the class token and the means of the others; or what is pooled already."""
     if output.ndim == 4:
-        return output.mean((2, 3) if output.shape[2] == output.shape[3] else (1, 2))
+        return _means(output if output.shape[2] == output.shape[3] else output.permute(0, 3, 1, 2), fields)
     if output.ndim == 3:
-        means = output[:, tokens:].mean(1)
+        maps = output[:, tokens:].transpose(1, 2)
+        side = math.isqrt(maps.shape[2])
+        square = side * side == maps.shape[2]
+        means = _means(maps.unflatten(2, (side, side)), fields) if square else maps.mean(2)
         return torch.cat([output[:, 0], means], 1) if tokens else means
     return output
+
+
+def _means(maps: Tensor, fields: int) -> Tensor:
+    """The means of maps [B, C, H, W] over their pixels; on a grid those of its fields, and the deviation."""
+    if not fields:
+        return maps.mean((2, 3))
+    grid = (min(fields, maps.shape[2]), min(fields, maps.shape[3]))
+    means = nn.functional.adaptive_avg_pool2d(maps, grid).flatten(1)
+    return torch.cat([means, (maps.var((2, 3), unbiased=False) + 1e-5).sqrt()], 1)
 
 
 def _trunk(backbone: str, image_size: int) -> nn.Module:
