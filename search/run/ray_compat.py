@@ -190,7 +190,7 @@ def prepare(tune_controller: Any) -> None:
         process_failure(trial, exception)
 
     def end_processes() -> None:
-        # Tune waits five seconds for epochs that are under way. What they would write is not lost: a trial
+        # Tune waits ten seconds for epochs that are under way. What they would write is not lost: a trial
         # goes on from its state, and tells then what the study lacks.
         for tracked in list(controller._actor_to_trial):
             controller._schedule_trial_stop(controller._actor_to_trial[tracked])
@@ -198,8 +198,7 @@ def prepare(tune_controller: Any) -> None:
         until = time.monotonic() + _GRACE_SECONDS
         while time.monotonic() < until and controller._actor_manager.num_total_actors:
             controller._actor_manager.next(timeout=0.1)
-        controller._cleanup_stopping_actors(force_all=True)
-        controller._actor_manager.cleanup()
+        controller._actor_manager.cleanup()  # which kills
 
     controller._cleanup_trials = end_processes
     controller._maybe_reuse_cached_actor = reuse_unless_started

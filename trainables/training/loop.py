@@ -180,7 +180,7 @@ class Training:
         """
         if self.finished:
             raise RuntimeError(f"all {self.hparams.epochs} epochs have run")
-        began = time.perf_counter()
+        began, cold = time.perf_counter(), self._cold_seconds
         phase = next(p for p in self.phases if p.first <= self.epoch < p.first + p.epochs)
         if phase is not self._phase:
             self._enter(phase)
@@ -196,6 +196,8 @@ class Training:
         self.epoch += 1
         seconds = time.perf_counter() - began
         self._seconds += seconds
+        # What the next trial finds in the cache is no cost of this one's hyperparameters.
+        seconds = max(1e-6, seconds - (self._cold_seconds - cold))
         metrics = {
             **monitored,
             **self._costs,
@@ -215,6 +217,11 @@ class Training:
         self.improved = self._is_kept(self.epoch)
         self._right = (self._folded_right or self._told_right) if self.improved else self._right
         return metrics
+
+    @property
+    def _cold_seconds(self) -> float:
+        """How long this process has computed features that the cache lacked, or waited for them."""
+        return 0.0 if self.cache is None else self.cache.usage.compute_seconds + self.cache.usage.wait_seconds
 
     def _rising_or_falling(self, monitored: Mapping[str, float]) -> float:
         """What a schedule looks at: the monitored score; where that is a cost, the loss."""
