@@ -69,9 +69,9 @@ class Arm:
 
 
 ARMS = {
-    "few": Arm(train=200, validation=100, time=46),
-    "minute": Arm(time=46),
-    "minutes": Arm(time=280, epochs=4),
+    "few": Arm(train=200, validation=100, time=38),
+    "minute": Arm(time=38),
+    "minutes": Arm(time=270, epochs=4),
     "digits": Arm(),
     "peer": Arm(),
 }
