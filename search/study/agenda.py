@@ -26,7 +26,7 @@ from search.spec.search_spec import SearchSpec
 from search.study import space
 from search.study.recipes import RECIPES, offered, recipe_of
 
-__all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step", "agenda_notes", "cores_worth"]
+__all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step", "agenda_notes", "cores_worth", "seconds_of"]
 
 PHASE = "phase"
 """What a trial's phase is written down as."""
@@ -120,7 +120,7 @@ class Agenda:
         What fine-tuning takes is known of one that has ended, or is guessed of the first head.
         """
         in_turn = TUNE not in phases and phases.count(SCREEN) < self._most
-        time, each = self._spec.search.time, [_seconds(trial) for trial in begun]
+        time, each = self._spec.search.time, [seconds_of(trial) for trial in begun]
         if time is None or not each or not each[0]:
             return math.inf if in_turn else -math.inf, True
         workers = 1 + sum(trial.datetime_complete is None for trial in begun)
@@ -135,7 +135,7 @@ class Agenda:
     def _head_seconds(self, values: Mapping[str, Any] | None, begun: Sequence[FrozenTrial]) -> float:
         """What a head is expected to take, by the first one: each view of a policy is a pass of its own."""
         views = 1 if (values or {}).get("policy", "none") == "none" else self._spec.cache.views or 1
-        return views * _seconds(begun[0]) if begun else 0.0
+        return views * seconds_of(begun[0]) if begun else 0.0
 
     def _heads(self, best: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Heads to screen, the cheap ones first."""
@@ -206,7 +206,7 @@ def most_trials(budget: int) -> int:
     return max(1, budget // _SHARE)
 
 
-def _seconds(trial: FrozenTrial) -> float:
+def seconds_of(trial: FrozenTrial) -> float:
     """How long a trial ran; nothing while it does."""
     if trial.datetime_start is None or trial.datetime_complete is None:
         return 0.0

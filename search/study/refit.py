@@ -44,9 +44,13 @@ def refit_seconds(search: SearchStudy, at_once: int) -> float:
     begun = None if leader is None else search.begun(leader[0])
     if leader is None or begun is None:
         return 0.0
-    epoch = (search.record(leader[0]).best or {}).get("epoch_seconds", 0.0)
-    seconds: float = search.refit_times * begun.hparams.epochs * epoch
-    return seconds / cores_worth(at_once) if takes_all_cores(search.spec, begun.hparams) else seconds
+    hparams, times = begun.hparams, search.refit_times
+    epochs: float = hparams.epochs * (search.record(leader[0]).best or {}).get("epoch_seconds", 0.0)
+    seconds = times * epochs / (cores_worth(at_once) if takes_all_cores(search.spec, hparams) else 1.0)
+    if hparams.policy == "none":
+        return seconds
+    # The views of training images are there; of the others none was drawn yet.
+    return seconds + (times - 1) * max(0.0, search.seconds_of(leader[0]) - epochs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.spec.search_spec import SearchSpec
-from search.study.agenda import PHASE
+from search.study.agenda import PHASE, seconds_of
 from search.study.constraints import is_feasible, violated
 from search.study.facts import StudyFacts
 from search.study.intervals import beats_majority
@@ -57,6 +57,10 @@ class StudyResults(StudyFacts):
         if not self.is_refitted or not images.get(REFIT_ON[0]):
             return 0.0
         return float(sum(images.get(split, 0) for split in REFIT_ON) / images[REFIT_ON[0]])
+
+    def seconds_of(self, number: int) -> float:
+        """How long a trial ran; nothing while it does."""
+        return seconds_of(self._frozen(number))
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial that was begun, by number."""

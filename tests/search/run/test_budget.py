@@ -120,6 +120,16 @@ def test_time_is_kept_for_the_refit(folder: Path, clock: Clock, strategy: str, k
     assert not budget.goes_on(2)
 
 
+def test_the_refit_of_a_policy_draws_what_was_never_drawn(
+    folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of("search.refit=true", "search.max_epochs=4", "space.policy=classic")
+    end_trial(study, 20.0)
+    study.premises = {"images": {"train": 200, "validation": 100, "test": 50}}
+    monkeypatch.setattr(SearchStudy, "seconds_of", lambda self, number: 4 * 20 + 100.0)
+    assert refit_seconds(study, 2) == pytest.approx(1.5 * 4 * 20 + 0.5 * 100)
+
+
 def test_device_hours_are_kept_for_the_finalists_too(folder: Path, clock: Clock) -> None:
     study = study_of("search.finalists={top: 1, seeds: 3}", "search.max_epochs=4", "resources={cpu: 2}")
     end_trial(study, 25.0)
