@@ -8,9 +8,9 @@ have arrived is sent again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import make_url
 
@@ -48,6 +48,9 @@ from search.tracking.notes import NOTE_TAG, ensemble_note, refit_note, search_no
 from trainables.provenance import code_version
 from trainables.record import APPLIED_FILE, MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
 from trainables.training.keeping import value_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 __all__ = ["Runs"]
 
@@ -229,16 +232,24 @@ class Runs:
         )
 
     def _log(
-        self, number: int, epochs: Iterable[tuple[int, Mapping[str, float]]], tags: Mapping[str, str]
+        self,
+        number: int,
+        epochs: Iterable[tuple[int, Mapping[str, float]]],
+        tags: Mapping[str, str],
+        scores: Sequence[Metric] = (),
     ) -> None:
-        """Sends a trial's epochs and tags, and its parameters with whatever is sent first."""
+        """Sends a trial's epochs and tags, its model's scores, and its parameters with what is sent first."""
         from mlflow.entities import Metric, Param, RunTag
 
+        known = {(each.key, each.step) for each in scores} | self._told.get(number, set())
         points = [
-            Metric(name, value, self._began[number] + epoch, epoch)
-            for epoch, metrics in epochs
-            for name, value in ((named(each, self._role), value) for each, value in metrics.items())
-            if (name, epoch) not in self._told.get(number, ())
+            *scores,
+            *(
+                Metric(name, value, self._began[number] + epoch, epoch)
+                for epoch, metrics in epochs
+                for name, value in ((named(each, self._role), value) for each, value in metrics.items())
+                if (name, epoch) not in known
+            ),
         ]
         unsent = self._params.get(number, {}) if number in self._unsent else {}
         params = [Param(key, as_text(value)) for key, value in unsent.items()]
@@ -271,9 +282,7 @@ class Runs:
             told = {f"best_{name}": value_of(best, name) for name in own}
             told |= {name: best[name] for name in TEST_METRICS if name in best}
             epochs.append((int(best["epoch"]), told))
-        self._log(number, epochs, tags)
-        if best and model:
-            self._score_model(number, model, best)
+        self._log(number, epochs, tags, self._scores(number, model, best) if best and model else ())
         self._client.set_terminated(run, ENDINGS[ending].mlflow, end_time=event.at)
         self._params.pop(number, None)
 
@@ -295,20 +304,17 @@ class Runs:
             return self._models.log(run, folder / MODEL_FOLDER, name, tags=tags, params=params, again=again)
         return None
 
-    def _score_model(self, number: int, model: str, best: Mapping[str, float]) -> None:
-        """Gives a model the metrics of its weights, so that MLflow's table of models sorts by them."""
+    def _scores(self, number: int, model: str, best: Mapping[str, float]) -> list[Metric]:
+        """A model's metrics, by which MLflow's table of models sorts: points of its run that name it."""
         from mlflow.entities import Metric
 
         run, epoch = self._runs[number], int(best["epoch"])
-        at = self._began[number] + epoch  # the point that the run has: another changes nothing there
-        self._client.log_batch(
-            run,
-            metrics=[
-                Metric(named(name, self._role), value, at, epoch, model_id=model, run_id=run)
-                for name, value in best.items()
-                if name.startswith(("val_", "test_"))
-            ],
-        )
+        at = self._began[number] + epoch
+        return [
+            Metric(named(name, self._role), value, at, epoch, model_id=model, run_id=run)
+            for name, value in best.items()
+            if name.startswith(("val_", "test_"))
+        ]
 
     def _summarize(self, event: Summary) -> None:
         from mlflow.entities import Metric, RunTag
