@@ -6,10 +6,10 @@
 
 EfficientNet-Lite0 with its ImageNet weights, 500 validation images, fp32 on the CPU, the model that a trial
 keeps. `strategies` fine-tunes without augmentation; `policies` trains the head on cached views of each
-policy; `heads` fine-tunes all of the network, in equal epochs, from a head found in steps (as lp_ft did
-before there were solved ones) and by the recipe from a solved head, and scores both on test images. Prints
-one JSON line: for each row the accuracies of the seeds, their mean and spread (highest less lowest), and
-mean seconds.
+policy; `heads` solves for a head on each kind of features, fine-tunes all of the network, in equal epochs,
+from a head found in steps (as lp_ft did before there were solved ones) and by the recipe from solved heads,
+and scores all on test images. Prints one JSON line: for each row the accuracies of the seeds, their mean and
+spread (highest less lowest), and mean seconds.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "bias": {"strategy": "bias", "lr": 2e-3, "trunk_lr": 2e-3},
 }
 HEADS: dict[str, dict[str, Any]] = {
+    **{
+        f"ridge on {features}": {"strategy": "probe", "solver": "ridge", "features": features}
+        for features in ("last", "stages", "grid")
+    },
     "found in steps": {
         "strategy": "lp_ft",
         "freeze": 0.0,
@@ -49,7 +53,10 @@ HEADS: dict[str, dict[str, Any]] = {
         "backbone_lr_mult": 0.1,
         "lp_share": 0.25,
     },
-    "solved": {"strategy": "lp_ft", **FROM_SOLVED, "solver": "ridge"},
+    **{
+        f"solved on {features}": {**FROM_SOLVED, "strategy": "lp_ft", "solver": "ridge", "features": features}
+        for features in ("stages", "grid")
+    },
 }
 DEFAULTS = {"strategies": (500, 64, 6), "policies": (200, 64, 16), "heads": (300, 48, 4)}
 """Training images, their size and the epochs."""

@@ -32,11 +32,12 @@ from trainables.training.selection import select
 from trainables.training.settings import Settings
 
 HEADS: dict[str, dict[str, Any]] = {
+    "ridge on the grid": {"strategy": "probe", "solver": "ridge", "features": "grid"},
     "ridge on stages": {"strategy": "probe", "solver": "ridge", "features": "stages"},
     "logistic on stages": {"strategy": "probe", "solver": "logistic", "features": "stages"},
     "ridge on last": {"strategy": "probe", "solver": "ridge"},
 }
-_TUNED = {"strategy": "lp_ft", "solver": "ridge", "features": "stages", "freeze": 0.0, "batch_size": 32}
+_TUNED = {"strategy": "lp_ft", "solver": "ridge", "features": "grid", "freeze": 0.0, "batch_size": 32}
 FINE_TUNES: dict[str, dict[str, Any]] = {
     "lp_ft, trunk 3e-4": {**_TUNED, "trunk_lr": 3e-4},
     "lp_ft, trunk 1e-4": {**_TUNED, "trunk_lr": 1e-4},

@@ -91,7 +91,7 @@ class Board:
         self._rows[assignment.number] = {
             "label": self._label(assignment.number),
             "state": "RUNNING",
-            "epoch": 0,
+            "epoch": assignment.epoch,
             "epochs": assignment.hparams.epochs,
             "value": None,
             "params": assignment.hparams.active,

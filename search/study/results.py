@@ -207,7 +207,8 @@ class StudyResults(StudyFacts):
         if STARTED not in known:
             return None
         started = known[STARTED]
-        return Assignment(number, self.spec.hparams.from_dict(started["hparams"]), started["times"])
+        hparams = self.spec.hparams.from_dict(started["hparams"])
+        return Assignment(number, hparams, started["times"], max(self.told(number), default=0))
 
     def written_hparams(self, number: int) -> frozenset[str]:
         """The hyperparameters that were written down with a trial: none that a later version added."""

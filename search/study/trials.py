@@ -53,11 +53,12 @@ ENDINGS: Mapping[Ending, Row] = {
 
 @dataclass(frozen=True)
 class Assignment:
-    """A trial to run: its Optuna number, hyperparameters, and how often it was begun before."""
+    """A trial to run: its number, hyperparameters, how often it was begun, and its last epoch so far."""
 
     number: int
     hparams: HParams
     begun: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
