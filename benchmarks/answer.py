@@ -69,8 +69,8 @@ class Arm:
 
 
 ARMS = {
-    "few": Arm(train=200, validation=100, time=33),
-    "minute": Arm(time=33),
+    "few": Arm(train=200, validation=100, time=28),
+    "minute": Arm(time=28),
     "minutes": Arm(time=270, epochs=4),
     "digits": Arm(),
     "peer": Arm(),
