@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,11 @@ import torch
 
 # Ray's launcher reads every file of a checkout, with whatever rights; so nothing of the tests is kept there.
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/hypothesis-{os.getuid()}")
+
+# A shell lets what it starts in the background, or under nohup, ignore them; processes of tests inherit that.
+for _each, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_each) is signal.SIG_IGN:
+        signal.signal(_each, _default)
 
 if TYPE_CHECKING:
     from tests.buckets import Bucket
