@@ -1,12 +1,15 @@
 """A probe search with a cold, a used and a warm cache against the same search written with plain Ray Tune.
 
-    python benchmarks/comparison.py [--trials 64] [--seed 0] [--size 96] [--epochs 8]
+    python benchmarks/comparison.py [--data images] [--trials 64] [--seed 0] [--size 96] [--epochs 8]
+    python benchmarks/comparison.py --data texts [--peer-trials 16]
 
-Fashion-MNIST, 1,000 training and 500 validation images, EfficientNet-Lite0 frozen, four policies and the
-head's knobs, early stopping on both sides, two workers of one core each. Each side is timed as a whole
+Fashion-MNIST, 1,000 training and 500 validation images, EfficientNet-Lite0 frozen; or as many of Debian's
+quotations, MiniLM frozen. Four policies and the head's knobs, early stopping on both sides, two workers of
+one core each. Each side is timed as a whole
 process, from its start to its end, with all that it imports and writes: ours with an empty cache (`cold`),
 with what that left there (`used`: views are computed when first asked for, and a second search asks for
-others), and with every view there (`warm`), then `peer_plain_tune.py`. Prints one JSON line. `lines` say
+others), and with every view there (`warm`), then `peer_plain_tune.py` or `peer_plain_text.py`; where that has
+fewer trials, the ratios are of its time times what it lacks. Prints one JSON line. `lines` say
 where our wall time went: until the first trial began, while trials ran (the workers' mean seconds of
 computing views, of waiting for one that the other computes, of training and measuring heads, and of anything
 else), and after the last trial ended. `best` is of completed trials, as a search's winner is;
@@ -16,6 +19,7 @@ else), and after the last trial ended. `best` is of completed trials, as a searc
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
@@ -34,29 +38,50 @@ from search.study.search_study import SearchStudy
 from trainables.image import backbones
 from trainables.image.data import DataConfig, load
 from trainables.record import APPLIED_FILE
+from trainables.text.data import load as load_texts
+from trainables.text.data_config import TextConfig
 
 ROOT = Path(__file__).parents[1]
 WORKERS = 2
-SPEC = """
-name: probe
+DATA = {
+    "images": """
 data:
   source: fashion-mnist
   image_size: {size}
   limit: {{train: 1000, validation: 500, test: 10}}
   splits: {{seed: {seed}}}
-search: {{trials: {trials}, max_epochs: {epochs}, seed: {seed}}}
 space:
   backbone: efficientnet_lite0
-  strategy: probe
   policy: [none, flip_crop, trivial_augment, rand_augment]
+""",
+    "texts": """
+data:
+  modality: text
+  source: fortunes
+  limit: {{train: 1000, validation: 500, test: 32}}
+  splits: {{seed: {seed}}}
+  options: {{at_least: 250}}
+space:
+  backbone: all-minilm-l6-v2
+  max_length: 64
+  policy: [none, deletion, swap, masking]
+  edited: 0.1
+""",
+}
+SPEC = """
+  strategy: probe
   lr: {{low: 1.0e-4, high: 1.0e-1, log: true}}
   weight_decay: {{low: 1.0e-5, high: 1.0e-1, log: true}}
   batch_size: [32, 64, 128]
   dropout: {{low: 0.0, high: 0.4}}
   label_smoothing: [0.0, 0.05, 0.1]
+name: probe
+search: {{trials: {trials}, max_epochs: {epochs}, seed: {seed}}}
 resources: {{cpu: 1, concurrency: {workers}}}
 cache: {{dir: cache}}
 """
+FILES = {"images": "data.npz", "texts": "data.csv"}
+PEERS = {"images": "peer_plain_tune.py", "texts": "peer_plain_text.py"}
 
 EVERY_VIEW = (
     "search.sampler=grid", "search.pruner=none", "search.trials=4", "space.batch_size=64", "space.dropout=0",
@@ -65,7 +90,7 @@ EVERY_VIEW = (
 """What makes of the search one that asks for every view of the four policies."""
 
 
-def write_data(size: int, seed: int, file: Path) -> None:
+def write_images(size: int, seed: int, file: Path) -> None:
     """The frames and labels of the very images that our search takes, for the peer."""
     config = DataConfig(
         source="fashion-mnist", train_limit=1000, validation_limit=500, test_limit=10, seed=seed
@@ -81,9 +106,24 @@ def write_data(size: int, seed: int, file: Path) -> None:
         np.savez(file, **arrays)
 
 
+def write_texts(seed: int, file: Path) -> None:
+    """The same of texts."""
+    config = TextConfig(
+        source="fortunes", at_least=250, train_limit=1000, validation_limit=500, test_limit=32, seed=seed
+    )
+    data = load_texts(config)
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        table = csv.writer(opened)
+        table.writerow(("text", "label", "split"))
+        for split in ("train", "validation"):
+            for place in data.splits[split].tolist():
+                table.writerow((data.texts[place], data.classes[int(data.labels[place])], split))
+
+
 def timed(words: list[str], folder: Path) -> tuple[float, str]:
     """Seconds that a process took, and what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *words], cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
@@ -121,13 +161,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name, default in (("trials", 64), ("seed", 0), ("size", 96), ("epochs", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--data", choices=DATA, default="images")
+    parser.add_argument("--peer-trials", type=int, help="fewer of the peer")
     parser.add_argument("--no-peer", action="store_true")
     asked = parser.parse_args()
-    numbers = {name: value for name, value in vars(asked).items() if name != "no_peer"}
+    numbers = {name: getattr(asked, name) for name in ("trials", "seed", "size", "epochs")}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "spec.yaml").write_text(SPEC.format(**numbers, workers=WORKERS))
-        write_data(asked.size, asked.seed, folder / "data.npz")
+        (folder / "spec.yaml").write_text((DATA[asked.data] + SPEC).format(**numbers, workers=WORKERS))
+        file = folder / FILES[asked.data]
+        if asked.data == "images":
+            write_images(asked.size, asked.seed, file)
+        else:
+            write_texts(asked.seed, file)
         ours: dict[str, dict[str, Any]] = {}
         for cache in ("cold", "used", "fill", "warm"):
             changes = [f"--set={each}" for each in EVERY_VIEW] if cache == "fill" else []
@@ -138,15 +184,19 @@ def main() -> None:
             where = lines(folder, cache, began, time.time())
             best = json.loads(timed(["-m", "search", "best", cache, "--json"], folder)[1])
             ours[cache] = {"seconds": round(seconds, 1), "best": round(best["value"], 4), "lines": where}
-        line = {"benchmark": "comparison", **numbers, **ours}
+        line = {"benchmark": f"comparison of {asked.data}", **numbers, **ours}
         if asked.no_peer:
             print(json.dumps(line))
             return
-        options = [f"--{name}={value}" for name, value in {**numbers, "workers": WORKERS}.items()]
-        peer = [str(ROOT / "benchmarks" / "peer_plain_tune.py"), "--data", "data.npz", *options]
-        seconds, printed = timed(peer, folder)
+        trials = asked.peer_trials or asked.trials
+        options = {"trials": trials, "seed": asked.seed, "epochs": asked.epochs, "workers": WORKERS}
+        if asked.data == "images":
+            options["size"] = asked.size
+        words = [f"--data={file}", *(f"--{name}={value}" for name, value in options.items())]
+        seconds, printed = timed([str(ROOT / "benchmarks" / PEERS[asked.data]), *words], folder)
     told = json.loads(printed.strip().splitlines()[-1])
-    ratios = {f"{cache}_ratio": round(seconds / run["seconds"], 2) for cache, run in ours.items()}
+    times = seconds * asked.trials / trials
+    ratios = {f"{cache}_ratio": round(times / run["seconds"], 2) for cache, run in ours.items()}
     print(json.dumps({**line, **ratios, "peer": {**told, "seconds": round(seconds, 1)}}))
 
 

@@ -55,6 +55,8 @@ _RUN_SECONDS = 2.0
 _QUIET_SECONDS = 20.0
 """How long the end of a search waits for a sender from which nothing is heard."""
 _FULL_SECONDS = 2.0
+_SENDERS = 3
+"""How many senders may die, one after another, while the search waits for what they send."""
 _CLASSES = 100  # that the profile of a data set names
 _NAME_LENGTH = 200
 _DIGEST_LENGTH = 36  # MLflow takes no more
@@ -102,6 +104,7 @@ class Tracker:
         self._silent_since: float | None = None  # when it was told what it has not answered
         self._changed = threading.Condition()
         self._asked = 0
+        self._unsent: dict[str, Event] = {}  # of the search itself, which no outbox keeps: the last of a kind
         self._waited_in_vain = -1
         self._use(sender or started(home))
 
@@ -131,14 +134,22 @@ class Tracker:
     def _tell(self, event: Event) -> None:
         """Hands an event to the sender; to a new one, with all that is left, where that has died."""
         self._silent_since = self._silent_since or time.monotonic()
-        if not self._line.is_broken and self._line.process.poll() is None:
+        if event.about is None:
+            self._unsent.pop(event.kind, None)
+            self._unsent[event.kind] = event
+        if self._hears:
             self._line.say(event)
             return
         log.warning("the process that sends to MLflow has ended; starting another")
         self._use(started(self._home))
         self._send_outbox()
-        if event.about is None:
-            self._line.say(event)
+        for each in self._unsent.values():
+            self._line.say(each)
+
+    @property
+    def _hears(self) -> bool:
+        """Whether the sender lives, as far as one can know."""
+        return not self._line.is_broken and self._line.process.poll() is None
 
     def _answer(self, name: str, timeout: float, quiet: float | None = None) -> Any:
         """What the sender says of `name`; None where it says nothing in time, or has died.
@@ -237,14 +248,21 @@ class Tracker:
     def flush(self, timeout: float) -> bool:
         """Waits until all that was told is sent; False where MLflow does not take it in time.
 
-        Nobody waits for a sender from which nothing is heard, or that says that MLflow is away.
+        Nobody waits for a sender from which nothing is heard, or that says that MLflow is away. One that dies
+        of what it is to send is followed by another, a few times.
         """
-        self._asked += 1
-        name = f"flushed {self._asked}"
-        self._tell(Flush(answer=name))
-        silent = time.monotonic() - (self._silent_since or time.monotonic())
-        left = 0.0 if self._answers.get("away") else _QUIET_SECONDS - silent
-        return bool(self._answer(name, timeout, max(_RUN_SECONDS, left)))
+        for _ in range(_SENDERS):
+            self._asked += 1
+            name = f"flushed {self._asked}"
+            self._tell(Flush(answer=name))
+            silent = time.monotonic() - (self._silent_since or time.monotonic())
+            left = 0.0 if self._answers.get("away") else _QUIET_SECONDS - silent
+            if self._answer(name, timeout, max(_RUN_SECONDS, left)):
+                self._unsent.clear()
+                return True
+            if self._hears:
+                return False
+        return False
 
     def summarize(self, known: Overview) -> None:
         """Puts what is known of the whole search on its run; telling it twice changes nothing."""

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import random
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,17 +18,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from search.errors import TrackingError
 from search.home import Home
 from search.run.conductor import Conductor, NoTrial
 from search.run.failures import Failure, FailureKind
 from search.run.launch import _given_up
-from search.spec.search_spec import SearchSpec, read_spec
+from search.spec.search_spec import SearchSpec
 from search.study import storage
 from search.study.search_study import SearchStudy
 from search.tracking import sender as sending
 from search.tracking import tracker as tracking
 from search.tracking.events import Event, Flush, Open
-from search.tracking.runs import Runs
 from search.tracking.tracker import Tracker
 from tests.faults.moments import Died, Fault, Moments
 from tests.search.run.test_conductor import Everywhere
@@ -147,15 +148,9 @@ class _Here:
     def _take(self, event: Event) -> None:
         wired = self._wired
         if isinstance(event, Open):
-            runs = Runs(
-                read_spec(event.spec),
-                wired._home,
-                event.search_id,
-                role=event.role,
-                parent=event.parent,
-            )
-            self._sender = sending.Sender(runs, wired._home, wired._answers.__setitem__)
-            wired._answers["opened"] = {"parent": runs.parent, "experiment": runs.experiment}
+            answer = wired._answers.__setitem__
+            runs = sending._opened(event, wired._home, answer, threading.Event())
+            self._sender = None if runs is None else sending.Sender(runs, wired._home, answer)
             return
         assert self._sender is not None
         self._waiting = sending._ordered([*self._waiting, event])
@@ -228,7 +223,10 @@ def drive(spec: SearchSpec, home: Home, moments: Moments, steps: int = STEPS) ->
     tracker = Wired(spec, home, study, sender=HERE)
     while "opened" not in tracker._answers:  # its sender was killed at once
         tracker._use(HERE)
-    tracker.replay()
+    try:
+        tracker.replay()
+    except TrackingError:  # MLflow was away before it knew the search: its launch is refused
+        return Life(False, moments.seen)
     conductor = Conductor(
         study,
         home,
