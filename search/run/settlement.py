@@ -42,8 +42,9 @@ def settled(
         best: the metrics of the best epoch, as far as the trial said so.
 
     Returns:
-        The metrics of the epoch whose model the folder holds; `best` where it holds none, or the same. None
-        where the trial's process died while it wrote the model: what is there of it is removed.
+        The metrics of the epoch whose model the folder holds, and with them `best` where that is of the same
+        epoch; `best` where it holds none. None where the trial's process died while it wrote the model: what
+        is there of it is removed.
     """
     recorded = _recorded(home, study.role, number)
     for epoch in sorted(recorded.keys() - study.told(number)):
@@ -61,7 +62,9 @@ def settled(
             return best  # it may be whole, and cannot be read now
         shutil.rmtree(home.trial(number) / MODEL_FOLDER, ignore_errors=True)
         return None
-    return best if kept is None or (best and best["epoch"] == kept["epoch"]) else kept
+    if kept is None:
+        return best
+    return {**kept, **best} if best and best["epoch"] == kept["epoch"] else kept
 
 
 def _recorded(home: Home, role: str, number: int) -> Epochs:

@@ -195,8 +195,8 @@ class StudyResults(StudyFacts):
             violated=tuple(violated(best, self.spec.search.constraints)),
             params=self.spec.hparams.from_dict(started["hparams"]).active if started else trial.params,
             mlflow_run_id=self._study.user_attrs.get(f"{RUN} {trial.number}")
-            or trial.user_attrs.get(RUN)
-            or (told["run"] if told else None),
+            or (told["run"] if told else None)
+            or trial.user_attrs.get(RUN),
         )
 
     # One trial

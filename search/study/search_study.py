@@ -277,7 +277,8 @@ class SearchStudy(StudyResults):
 
     def ran_as(self, number: int, run: str) -> None:
         """Writes down MLflow's run of a trial."""
-        if number not in self._trials:  # it has ended, and Optuna changes it no more
+        # One that has ended Optuna changes no more; what was told of it as such is looked at first.
+        if number not in self._trials or f"{RUN} {number}" in self._study.user_attrs:
             self._study.set_user_attr(f"{RUN} {number}", run)
         elif self._frozen(number).user_attrs.get(RUN) != run:
             self._trials[number].set_user_attr(RUN, run)
@@ -324,6 +325,8 @@ class SearchStudy(StudyResults):
             if run is not None:
                 self.ran_as(number, run)
             return
+        if run is not None and f"{RUN} {number}" in self._study.user_attrs:
+            self.ran_as(number, run)
         trial = self._trials.pop(number, None) or self._trial(number)
         trial.set_user_attr(ENDING, {"ending": ending.value, "reason": reason, "best": best, "run": run})
         values = None

@@ -45,6 +45,8 @@ from search.tracking.events import (
 )
 from search.tracking.models import Models, as_text
 from search.tracking.notes import NOTE_TAG, ensemble_note, refit_note, search_note, shared_view, trial_note
+from trainables.files.sealed import Damaged
+from trainables.files.trial_folder import model_metric
 from trainables.provenance import code_version
 from trainables.record import APPLIED_FILE, MODEL_FOLDER, RECORD_FOLDER, TEST_METRICS
 from trainables.training.keeping import value_of
@@ -298,7 +300,12 @@ class Runs:
         folder = self._home.trial(number)
         if (folder / RECORD_FOLDER).is_dir():
             self._models.store(self._places[number], folder / RECORD_FOLDER)
-        if (folder / MODEL_FOLDER).is_dir():
+        try:
+            is_there = model_metric(folder) is not None
+        except Damaged as damage:  # nobody is to load it from MLflow
+            self._client.set_tag(run, DAMAGE_TAG, str(damage)[-500:])
+            is_there = False
+        if is_there:
             tags = {SEARCH_TAG: self._search_id, self._tag: str(number)}
             name = self._title(number)
             return self._models.log(run, folder / MODEL_FOLDER, name, tags=tags, params=params, again=again)

@@ -253,10 +253,12 @@ class Tracker:
         """
         for _ in range(_SENDERS):
             self._asked += 1
-            name = f"flushed {self._asked}"
+            name, line = f"flushed {self._asked}", self._line
             self._tell(Flush(answer=name))
             silent = time.monotonic() - (self._silent_since or time.monotonic())
             left = 0.0 if self._answers.get("away") else _QUIET_SECONDS - silent
+            if line is not self._line:  # it has just been started
+                left = _OPEN_SECONDS
             if self._answer(name, timeout, max(_RUN_SECONDS, left)):
                 self._unsent.clear()
                 return True
@@ -286,6 +288,7 @@ class Tracker:
     def close(self, state: str, timeout: float = 600.0) -> bool:
         """Sends the rest, ends the parent run and the sender; False if something is left."""
         sent = self.flush(timeout)
+        self._note_runs()
         if sent and not self._is_part:
             self._tell(Close(state=state))
             sent = self.flush(timeout)
@@ -307,12 +310,16 @@ class Tracker:
 
     def learn_runs(self) -> None:
         """Writes down the runs of trials that had ended before MLflow told them; waits for these."""
-        unknown = [record.number for record in self._study.records() if record.mlflow_run_id is None]
-        if unknown:
+        if any(record.mlflow_run_id is None for record in self._study.records()):
             self.flush(_OPEN_SECONDS)
-        for number in unknown:
-            if run := self.run_of(number):
-                self._study.ran_as(number, run)
+        self._note_runs()
+
+    def _note_runs(self) -> None:
+        """Writes down runs that MLflow told of after their trials had ended, or made again."""
+        for record in self._study.records():
+            run = self.run_of(record.number)
+            if run not in (None, record.mlflow_run_id):
+                self._study.ran_as(record.number, run)
 
     # What the conductor tells
 

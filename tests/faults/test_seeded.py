@@ -119,7 +119,8 @@ def _spoiled(place: Place, kind: str, chance: random.Random) -> int:
         files = sorted(home.outbox.glob("*.jsonl"))
     elif kind in DAMAGED:
         # Of trials under way alone: what has ended is the doctor's.
-        files = sorted(each.parent / DAMAGED[kind] for each in home.checkpoints.glob(f"*/{STATE_FILE}"))
+        under_way = forked(lambda: SearchStudy.open(place.spec, home).interrupted())
+        files = sorted(home.trial(number) / DAMAGED[kind] for number in under_way)
     else:
         files = []
     if not (files := [file for file in files if file.exists()]):

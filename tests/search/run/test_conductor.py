@@ -172,6 +172,10 @@ def test_what_is_given_up_keeps_the_epochs_it_wrote_down_and_the_metrics_of_its_
     assert (best["epoch"], best["val_accuracy"]) == (2, 0.2)
     assert ears.heard[-2:] == [("epoch", 0, 2, 0.2), ("epoch", 0, 3, 0.3)]
     assert study.reported(0) == {1: 0.1, 2: 0.2, 3: 0.3}
+    assert settled(study, home, 0, [ears], {"epoch": 2, "expected_val_accuracy": 0.15}) == {
+        **card["metric"],  # type: ignore[dict-item]
+        "expected_val_accuracy": 0.15,
+    }
     (model / "delta.safetensors").write_bytes(b"of another card: its process died between the two")
     assert settled(study, home, 0, [ears], {"epoch": 1}) is None
     assert not model.exists()

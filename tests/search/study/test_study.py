@@ -159,6 +159,25 @@ def test_a_trial_is_there_for_others_as_soon_as_it_is_drawn(folder: Path) -> Non
     assert opened().reported(trial.number) == {1: 0.5}
 
 
+def test_the_run_that_mlflow_told_of_last_is_the_trials(folder: Path) -> None:
+    study = opened()
+    number = study.ask().number
+    study.ran_as(number, "first")
+    study.end(number, Ending.COMPLETED, BEST, run="made again")
+    assert opened().records()[number].mlflow_run_id == "made again"
+    number = study.ask().number
+    opened().ran_as(number, "by another process")
+    study = opened()
+    study.continue_trial(number)
+    study.ran_as(number, "made again")
+    assert opened().records()[number].mlflow_run_id == "made again"
+    opened().ran_as(number, "by another process")
+    study = opened()
+    study.continue_trial(number)
+    study.end(number, Ending.COMPLETED, BEST, run="and again")
+    assert opened().records()[number].mlflow_run_id == "and again"
+
+
 def test_two_writers_of_one_study_are_noticed(folder: Path) -> None:
     one, other = opened(), opened()
     one.end(one.ask().number, Ending.COMPLETED, BEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from mlflow.exceptions import MlflowException
 from search.home import Home
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
-from search.tracking.events import End, Epoch, Event, Flush, Open, Start, TrialEvent
+from search.tracking.events import Close, End, Epoch, Event, Flush, Open, Start, TrialEvent
+from search.tracking.client import DAMAGE_TAG
 from search.tracking.outbox import Outbox
 from search.tracking.runs import Runs
 from search.tracking.sender import Sender
@@ -110,7 +113,8 @@ def end(number: int) -> End:
 def leave_model(home: Home, number: int) -> None:
     model = home.trial(number) / MODEL_FOLDER
     model.mkdir(parents=True)
-    (model / "model.json").write_text("{}")
+    card = {"metric": {"epoch": 2, "val_accuracy": 0.2}, "delta_sha256": sha256(b"delta").hexdigest()}
+    (model / "model.json").write_text(json.dumps(card))
     (model / "delta.safetensors").write_bytes(b"delta")
 
 
@@ -128,6 +132,15 @@ def test_a_run_that_was_deleted_is_made_again_with_all_its_points(sending: Sendi
     assert sending.answers["run 0"] == sending.run(0).info.run_id
     assert sending.outbox.numbers() == []
     assert len(models(sending, 0)) == 1
+
+
+def test_a_damaged_model_is_not_logged_and_that_is_told(sending: Sending) -> None:
+    leave_model(sending.home, 0)
+    (sending.home.trial(0) / MODEL_FOLDER / "delta.safetensors").write_bytes(b"other")
+    sending.tell(start(0), epoch(0, 1), end(0))
+    assert models(sending, 0) == []
+    assert sending.run(0).info.status == "FINISHED"
+    assert "is not the one that model.json was written with" in sending.run(0).data.tags[DAMAGE_TAG]
 
 
 def models(sending: Sending, number: int) -> list[Any]:
@@ -238,6 +251,32 @@ def test_a_search_whose_mlflow_is_away_waits_for_nothing_and_keeps_everything(fo
     assert [[event.kind for event in outbox.events(number)[0]] for number in range(5)] == [
         ["start", "epoch", "end"]
     ] * 5
+
+
+def test_what_is_told_of_the_search_outlives_a_sender_that_dies_of_it(
+    folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(store, folder / "mlflow.db")
+    spec = small(f"tracking.uri=sqlite:///{folder / 'mlflow.db'}")
+    home = Home(folder / "searches" / "small")
+    home.make()
+    study = SearchStudy.create(spec, home)
+    tracker = Tracker(spec, home, study)
+    tracker.open()
+    killed: list[int] = []
+    tell = Tracker._tell
+
+    def deadly(self: Tracker, event: Event) -> None:
+        tell(self, event)
+        if isinstance(event, Close) and not killed:
+            killed.append(self._line.process.pid)
+            self._line.process.kill()
+
+    monkeypatch.setattr(Tracker, "_tell", deadly)
+    assert tracker.close("FINISHED")
+    assert killed
+    run = MlflowClient(spec.tracking_uri).get_run(str(study.parent_run))
+    assert run.info.status == "FINISHED"
 
 
 def test_a_trial_that_goes_on_tells_its_epochs_again_and_damaged_lines_are_made_good(folder: Path) -> None:
