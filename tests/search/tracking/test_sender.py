@@ -22,8 +22,8 @@ from mlflow.exceptions import MlflowException
 from search.home import Home
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
-from search.tracking.events import Close, End, Epoch, Event, Flush, Open, Start, TrialEvent
 from search.tracking.client import DAMAGE_TAG
+from search.tracking.events import Close, End, Epoch, Event, Flush, Open, Start, TrialEvent
 from search.tracking.outbox import Outbox
 from search.tracking.runs import Runs
 from search.tracking.sender import Sender
