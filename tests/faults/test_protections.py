@@ -104,7 +104,7 @@ def _(patch: Patch) -> None:
     patch.setattr(Conductor, "_end", optuna_first)
 
 
-@protection("a trial's file waits for the acknowledgement of its end", "set_trial_state_values COMPLETE")
+@protection("a trial's file waits for the acknowledgement of its end", "MLflow's log_outputs", "sender")
 def _(patch: Patch) -> None:
     add = Outbox.add
 
