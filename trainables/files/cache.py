@@ -10,6 +10,7 @@ bound of its own.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -152,14 +153,14 @@ class Cache:
         compute: Callable[[int], torch.Tensor],
         progress: Callable[[int, int], None] | None = None,
         *,
-        locks: Sequence[str] | None = None,
+        lock_of: Callable[[int], str] | None = None,
     ) -> list[torch.Tensor]:
         """The entries of all `keys`, computing what nobody has: `compute(i)` makes that of `keys[i]`.
 
         Processes that want the same keys share the work: each computes what no other is computing,
         starts at a place of its own, and waits only when nothing else is left. One lock is held at a
         time and none while waiting, so there is no deadlock. Processes that compute each other's entries
-        on the way share the work too, by `locks`: keys under which what belongs together is locked.
+        on the way share the work too: `lock_of(i)` is the key under which what belongs together is locked.
         """
         values: dict[int, torch.Tensor] = {}
         first = os.getpid() % max(1, len(keys))
@@ -167,8 +168,8 @@ class Cache:
         while pending:
             left = []
             for index in pending:
-                lock = (locks or keys)[index]
-                value = self._entry(keys[index], lambda i=index: compute(i), lock)  # type: ignore[misc]
+                lock = functools.partial(lock_of or keys.__getitem__, index)
+                value = self._entry(keys[index], functools.partial(compute, index), lock)
                 if value is None:
                     left.append(index)
                     continue
@@ -187,7 +188,7 @@ class Cache:
         compute: Callable[[int], torch.Tensor],
         progress: Callable[[int, int], None] | None = None,
         *,
-        locks: Sequence[str] | None = None,
+        lock_of: Callable[[int], str] | None = None,
     ) -> torch.Tensor:
         """What `fetch` gives, joined along the first axis; others are given the same: do not write to it.
 
@@ -197,7 +198,7 @@ class Cache:
         kept = self._resident.pop(name, None)
         if kept is None:
             before = self.usage.compute_seconds + self.usage.seconds_saved
-            value = torch.cat(self.fetch(keys, compute, progress, locks=locks))
+            value = torch.cat(self.fetch(keys, compute, progress, lock_of=lock_of))
             kept = value, self.usage.compute_seconds + self.usage.seconds_saved - before
         else:
             self.usage.resident += 1
@@ -208,12 +209,14 @@ class Cache:
             self._resident.popitem(last=False)
         return kept[0]
 
-    def _entry(self, key: str, compute: Callable[[], torch.Tensor], lock: str) -> torch.Tensor | None:
+    def _entry(
+        self, key: str, compute: Callable[[], torch.Tensor], lock: Callable[[], str]
+    ) -> torch.Tensor | None:
         """The entry, computed if need be; None while another process computes it."""
         value = self.read(key)
         if value is not None:
             return value
-        with self._lock(lock) as held:
+        with self._lock(lock()) as held:
             if not held:
                 return None
             value = self.read(key)  # another process may have finished it just before

@@ -101,6 +101,9 @@ class FrozenFeatures:
                 self.cache.write(self._key(chunks[position], number, stages), features, seconds)
             return own
 
+        def lock_of(position: int) -> str:
+            return self._key(chunks[position], number, self._every[0])
+
         def show(done: int, total: int) -> None:
             if self.progress:
                 self.progress(f"features, view {number}", done, total)
@@ -108,11 +111,8 @@ class FrozenFeatures:
         if self.cache is None:
             features = torch.cat([compute(position) for position in range(len(chunks))])
         else:
-            keys, locks = (
-                [self._key(chunk, number, stages) for chunk in chunks]
-                for stages in (self.model.stages, self._every[0])
-            )
-            features = self.cache.joined(keys, compute, show, locks=locks)
+            keys = [self._key(chunk, number, self.model.stages) for chunk in chunks]
+            features = self.cache.joined(keys, compute, show, lock_of=lock_of)
         return features.to(self.device)
 
     @property

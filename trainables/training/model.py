@@ -14,7 +14,7 @@ from trainables.modality import Backbone, Preprocessing
 from trainables.seeds import generator
 from trainables.training.card import ModelError
 from trainables.training.hparams import HParams
-from trainables.training.stages import pooled_stages, stage_names, stage_width
+from trainables.training.stages import grid_names, pooled_stages, stage_names, stage_width
 
 __all__ = ["Standardised", "TransferModel", "build_model", "frozen_groups", "stages_read", "unfreeze"]
 
@@ -152,7 +152,8 @@ def stages_read(backbone: Backbone, features: str) -> tuple[str, ...]:
     if features == "last":
         return ()
     try:
-        return stage_names(backbone.module, backbone.groups, _shape(backbone), on_grid=features == "grid")
+        names = grid_names if features == "grid" else stage_names
+        return names(backbone.module, backbone.groups, _shape(backbone))
     except ValueError as error:
         raise ModelError(f"backbone {backbone.name}: {error}") from error
 

@@ -9,8 +9,10 @@ probabilities (Guo et al., 2017), and with it the cross-entropy by which the str
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,20 +153,19 @@ class _Rows:
         self.width = first.shape[1]
         self.mean, self.scale = standardisation(first)
         self._span: _Span | None = None
-        self._all_turned: Tensor | None = None
         count = len(views) * len(labels)
         if min(count, self.width) > _MOST:
             places = torch.linspace(0, len(labels) - 1, min(len(labels), _LANDMARKS)).round().long()
             self._span = _Span(self._standardised(first[places.to(first.device)]))
         elif count < self.width:
             self._span = _Span(torch.cat([self._standardised(view()) for view in views]))
-            self._all_turned = self._span.own
 
     def view(self, number: int, part: Tensor | slice = slice(None)) -> Tensor:
         """Rows of some images in one view, float64."""
-        if self._all_turned is not None:
-            first = number * len(self.labels)
-            return self._all_turned[first : first + len(self.labels)][part]
+        count = len(self.labels)
+        if self._span is not None and len(self._span.own) == len(self.views) * count:  # it is of all rows
+            found: Tensor = self._span.own[number * count :][:count][part]
+            return found
         rows = self._standardised(self.views[number]()[part])
         return rows if self._span is None else self._span.turned(rows)
 
@@ -183,10 +184,7 @@ class _Rows:
             Moments.of(self.view(number, part), self.targets[part], self.weights[part])
             for number in range(len(self.views))
         )
-        total = next(every)
-        for each in every:
-            total = total + each
-        return total
+        return functools.reduce(operator.add, every)
 
     def _standardised(self, rows: Tensor) -> Tensor:
         return (rows.double() - self.mean) / self.scale
@@ -235,23 +233,10 @@ Path = tuple[Tensor, Tensor, Callable[[int], tuple[Tensor, Tensor]]]
 
 def _ridge(rows: _Rows, folds: Tensor | None) -> Path:
     if len(rows.views) == 1 and (folds is None or int(folds.bincount().max()) <= rows.coordinates):
-        total = rows.moments()
-        strengths = _strengths(RIDGE_STRENGTHS, total.weight)
-        path = RidgePath(total, strengths)
-        if folds is None:
-            parts = torch.arange(len(rows.labels), device=rows.labels.device).split(_BATCH)
-        else:
-            parts = [torch.nonzero(folds == fold).squeeze(1) for fold in folds.unique()]
-        scores = rows.targets.expand(len(strengths), -1, -1).clone()
-        left_out = path.left_out if folds is None else path.left_out_together
-        for part in parts:
-            scores[:, part] = left_out(rows.view(0, part), rows.targets[part], rows.weights[part])
-        return strengths / total.weight, scores, path.linear
+        return _ridge_in_closed_form(rows, folds)
     assert folds is not None, "no image of several views is left out by itself"
     every = [rows.moments(folds == fold) for fold in folds.unique()]
-    total = every[0]
-    for each in every[1:]:
-        total = total + each
+    total = functools.reduce(operator.add, every)
     path = RidgePath(total, _strengths(RIDGE_STRENGTHS, total.weight))
     scores = rows.targets.expand(len(RIDGE_STRENGTHS), -1, -1).clone()
     for fold, own in zip(folds.unique(), every, strict=True):
@@ -259,6 +244,22 @@ def _ridge(rows: _Rows, folds: Tensor | None) -> Path:
         fitted = RidgePath(rest, _strengths(RIDGE_STRENGTHS, rest.weight))
         left = folds == fold
         scores[:, left] = fitted.scores(rows.view(0, left))
+    return path.strengths / total.weight, scores, path.linear
+
+
+def _ridge_in_closed_form(rows: _Rows, folds: Tensor | None) -> Path:
+    """One decomposition for all that is left out: one image at a time, or the images of a fold."""
+    total = rows.moments()
+    path = RidgePath(total, _strengths(RIDGE_STRENGTHS, total.weight))
+    if folds is None:
+        left_out = path.left_out
+        parts = list(torch.arange(len(rows.labels), device=rows.labels.device).split(_BATCH))
+    else:
+        left_out = path.left_out_together
+        parts = [torch.nonzero(folds == fold).squeeze(1) for fold in folds.unique()]
+    scores = rows.targets.expand(len(path.strengths), -1, -1).clone()
+    for part in parts:
+        scores[:, part] = left_out(rows.view(0, part), rows.targets[part], rows.weights[part])
     return path.strengths / total.weight, scores, path.linear
 
 

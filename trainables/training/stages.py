@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["StagedTrunk", "features_read", "pooled_stages", "stage_names", "stage_width"]
+__all__ = ["StagedTrunk", "features_read", "grid_names", "pooled_stages", "stage_names", "stage_width"]
 
 _FIELDS = 3
 """Fields along a side of a grid, at most."""
@@ -89,9 +89,9 @@ def features_read(trunk: nn.Module, asked: Sequence[Sequence[str]], images: Tens
 
 @functools.lru_cache(maxsize=8)
 def stage_names(
-    trunk: nn.Module, groups: tuple[tuple[str, ...], ...], shape: tuple[int, ...], *, on_grid: bool = False
+    trunk: nn.Module, groups: tuple[tuple[str, ...], ...], shape: tuple[int, ...]
 ) -> tuple[str, ...]:
-    """The modules of a trunk that end its stages, from input to output; the stages on a grid if `on_grid`.
+    """The modules of a trunk that end its stages, from input to output.
 
     A stage is a run of blocks whose outputs have one shape; where all blocks' outputs have (as in a vision
     transformer), up to four blocks at even distances. The stem, and layers after the last block, are none.
@@ -104,12 +104,6 @@ def stage_names(
     Raises:
         ValueError: for a network that shows no stages.
     """
-    if on_grid:
-        names = stage_names(trunk, groups, shape)
-        for fields in range(_FIELDS, 0, -1):
-            grid = tuple(f"{name}:{fields}" for name in names)
-            if fields == 1 or stage_width(trunk, grid, shape) <= _WIDEST:
-                return grid
     shapes = _shapes(trunk, shape)
     ends = [name for name in _blocks(trunk, groups) if name in shapes]
     if not ends:
@@ -124,6 +118,17 @@ def stage_names(
         count = min(_PARTS, len(ends))
         return tuple(ends[len(ends) * (part + 1) // count - 1] for part in range(count))
     return tuple(_end(run, ends, shapes) for run in runs)
+
+
+@functools.lru_cache(maxsize=8)
+def grid_names(
+    trunk: nn.Module, groups: tuple[tuple[str, ...], ...], shape: tuple[int, ...]
+) -> tuple[str, ...]:
+    """The same, each on a grid of as many fields as a head can read."""
+    names = stage_names(trunk, groups, shape)
+    grids = (tuple(f"{name}:{fields}" for name in names) for fields in range(_FIELDS, 1, -1))
+    narrow = (grid for grid in grids if stage_width(trunk, grid, shape) <= _WIDEST)
+    return next(narrow, tuple(f"{name}:1" for name in names))
 
 
 @functools.lru_cache(maxsize=8)

@@ -248,8 +248,8 @@ cache.fetch(keys[1:2], lambda i: torch.full((64,), 1.))
     wanted = [key(n) for n in range(3)]
     with cache._lock(wanted[1]) as held:
         assert not held
-    assert cache._entry(wanted[1], lambda: never(1), wanted[1]) is None
-    assert cache._entry(wanted[2], lambda: never(2), wanted[1]) is None  # what comes of the same work
+    assert cache._entry(wanted[1], lambda: never(1), lambda: wanted[1]) is None
+    assert cache._entry(wanted[2], lambda: never(2), lambda: wanted[1]) is None  # what comes of the same work
     writer.kill()
     writer.wait()
     leftovers = list(cache.root.rglob("*.tmp"))

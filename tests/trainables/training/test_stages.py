@@ -11,7 +11,7 @@ from trainables.training.card import ModelError
 from trainables.training.hparams import HParams
 from trainables.training.inference import fast_passes
 from trainables.training.model import build_model
-from trainables.training.stages import StagedTrunk, pooled_stages, stage_names, stage_width
+from trainables.training.stages import StagedTrunk, grid_names, pooled_stages, stage_names, stage_width
 
 FAMILIES = {**SMALL, **{f"timm/{name}": size for name, size in TIMM.items()}}
 
@@ -82,7 +82,7 @@ def test_on_a_grid_maps_keep_where_things_are() -> None:
 def test_a_grid_is_as_fine_as_the_network_is_narrow(name: str, size: int) -> None:
     with WithoutInit():
         backbone = backbones.build(name, weights="none", image_size=size)
-    names = stage_names(backbone.module, backbone.groups, (3, size, size), on_grid=True)
+    names = grid_names(backbone.module, backbone.groups, (3, size, size))
     width = stage_width(backbone.module, names, (3, size, size))
     plain = stage_width(backbone.module, tuple(each.partition(":")[0] for each in names), (3, size, size))
     assert width > plain
@@ -101,7 +101,7 @@ def test_a_grid_has_a_slope_where_a_map_is_one_pixel() -> None:
 
 def test_the_fast_passes_give_the_same(small_lite0: Backbone) -> None:
     names = stage_names(small_lite0.module, small_lite0.groups, (3, 32, 32))
-    grid = stage_names(small_lite0.module, small_lite0.groups, (3, 32, 32), on_grid=True)
+    grid = grid_names(small_lite0.module, small_lite0.groups, (3, 32, 32))
     trunk = StagedTrunk(small_lite0.module, [names, grid, ()])
     images = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
