@@ -194,7 +194,10 @@ def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan
             continue
         for strategy in values_of(spec.domain("strategy")):
             key = (name, start, strategy)
-            trainable.setdefault(key, _parameters(backbone, strategy, spec, classes))
+            try:
+                trainable.setdefault(key, _parameters(backbone, strategy, spec, classes))
+            except ModelError as error:
+                problems.append(Problem(place="space.strategy", given=repr(strategy), message=str(error)))
     if problems or data is None:
         raise SpecError(f"search {spec.name}", problems)
     return Plan(spec, home, data, trainable, weights)

@@ -25,6 +25,7 @@ from trainables.modalities import modality
 from trainables.modality import Backbone
 from trainables.training.card import Card, Member, ModelError
 from trainables.training.ensemble import EnsembleModel
+from trainables.training.lora import is_update
 from trainables.training.model import TransferModel, build_model
 
 __all__ = [
@@ -77,12 +78,12 @@ def save_delta(directory: Path, model: TransferModel, backbone: Backbone, card: 
 def _changed(model: TransferModel, backbone: Backbone) -> dict[str, Tensor]:
     """What of the model's trunk is to be saved."""
     base, trunk = backbone.module.state_dict(), model.trunk.state_dict()
-    if trunk.keys() != base.keys():
+    if {name for name in trunk if not is_update(name)} != base.keys():
         raise ModelError(f"the model's trunk is not one of {backbone.name}")
     return {
         f"trunk.{name}": tensor
         for name, tensor in trunk.items()
-        if backbone.weights == "none" or not _same_bits(tensor.cpu(), base[name].cpu())
+        if backbone.weights == "none" or name not in base or not _same_bits(tensor.cpu(), base[name].cpu())
     }
 
 
@@ -105,8 +106,9 @@ def load_delta(directory: Path) -> LoadedModel:
             weights are not at hand, or when they are not those that the delta differs from.
     """
     card, changed = _read(directory)
-    model = _empty(card)
+    model = _empty(card, updated=True)
     _fill(model, changed, directory / DELTA_FILE, card)
+    model.merge()
     return LoadedModel(model.eval(), card)
 
 
@@ -197,17 +199,21 @@ def whole_model(card: Card, tensors: Mapping[str, Tensor], path: Path) -> Loaded
     return LoadedModel(model.eval(), card)
 
 
-def _empty(card: Card) -> TransferModel | EnsembleModel:
-    """The model of the card before the delta."""
+def _empty(card: Card, *, updated: bool = False) -> TransferModel | EnsembleModel:
+    """The model of the card before its tensors; `updated`: with low-rank updates apart, where it has any."""
     if not card.members:
-        return build_model(_backbone(card), card.hparams, len(card.classes))
+        return _built(card, _backbone(card), updated)
     own = {member.trunk: member.card for member in reversed(card.members)}
     backbones = {trunk: _backbone(mine) for trunk, mine in own.items()}
-    models = [
-        build_model(backbones[member.trunk], member.card.hparams, len(card.classes))
-        for member in card.members
-    ]
+    models = [_built(member.card, backbones[member.trunk], updated) for member in card.members]
     return EnsembleModel(models, card.members, card.factor)
+
+
+def _built(card: Card, backbone: Backbone, updated: bool) -> TransferModel:
+    model = build_model(backbone, card.hparams, len(card.classes))
+    if updated and card.hparams.strategy == "lora":
+        model.adapt(card.hparams)
+    return model
 
 
 def _backbone(card: Card) -> Backbone:
@@ -234,7 +240,8 @@ def _fill(model: nn.Module, changed: Mapping[str, Tensor], path: Path, card: Car
         {f"trunks.{each.trunk}." for each in card.members if each.card.weights == "none"}
         or ({"trunk."} if card.weights == "none" else ())
     )
-    needed = {name for name in state if name.startswith(("head.", "heads.", *from_nothing))}
+    whole = ("head.", "heads.", *from_nothing)
+    needed = {name for name in state if name.startswith(whole) or is_update(name)}
     problems = [f"{name} is missing" for name in sorted(needed - set(changed))]
     for name, tensor in changed.items():
         if name not in state:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainables.training import lora
 from trainables.training.card import Member
 from trainables.training.model import TransferModel
 from trainables.training.stages import features_read
@@ -59,6 +60,10 @@ class EnsembleModel(nn.Module):
     def stages(self) -> tuple[tuple[str, ...], ...]:
         """What each member's head reads of its trunk."""
         return tuple(part.stages for part in self._parts)
+
+    def merge(self) -> None:
+        """Adds the trunks' low-rank updates to their layers, which are plain ones then."""
+        lora.merge(self.trunks)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [B, C] of inputs [B, ...]."""

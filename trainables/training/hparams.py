@@ -16,7 +16,7 @@ from trainables.training.knobs import is_active, knob, knobs
 
 __all__ = ["TRUNK_TRAINS", "HParams"]
 
-TRUNK_TRAINS = ("partial", "full", "lp_ft", "bias")
+TRUNK_TRAINS = ("partial", "full", "lp_ft", "bias", "lora")
 """The strategies that train at least a part of the trunk at some time."""
 
 SOLVERS = ("gradient", "ridge", "logistic")
@@ -61,7 +61,8 @@ class HParams:
     strategy: str = knob(
         "probe",
         "`probe`: the head alone; `partial`: the head and the last groups; `full`: all; "
-        "`lp_ft`: probe first, then unfreeze; `bias`: the head, biases and norms.",
+        "`lp_ft`: probe first, then unfreeze; `bias`: the head, biases and norms; `lora`: the head, and "
+        "low-rank updates of linear layers, for transformers.",
         choices=("probe", *TRUNK_TRAINS),
         space=["probe", "partial", "full", "lp_ft"],
     )
@@ -81,6 +82,15 @@ class HParams:
         high=1.0,
         when={"strategy": ("partial", "lp_ft")},
         space={"low": 0.0, "high": 0.9},
+    )
+    lora_rank: int = knob(
+        8,
+        "Rank of the updates.",
+        low=1,
+        high=512,
+        integer=True,
+        when={"strategy": ("lora",)},
+        space=[4, 8, 16],
     )
     lp_share: float = knob(
         0.5,

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from trainables.modality import Backbone, Preprocessing
 from trainables.seeds import generator
+from trainables.training import lora
 from trainables.training.card import ModelError
 from trainables.training.hparams import HParams
 from trainables.training.stages import grid_names, pooled_stages, stage_names, stage_width
@@ -94,13 +95,39 @@ class TransferModel(nn.Module):
 
     def _freeze(self, frozen: frozenset[str], batch_norm: str) -> None:
         self._frozen, self._batch_norm = frozen, batch_norm
-        if not (self.trunk_is_frozen or self._owns_trunk):
-            self.trunk, self._owns_trunk = deepcopy(self.trunk), True
+        if not self.trunk_is_frozen:
+            self._own_trunk()
         for name, parameter in self.trunk.named_parameters():
             parameter.requires_grad_(name not in frozen)
             if name in frozen:
                 parameter.grad = None
         self.train(self.training)
+
+    def _own_trunk(self) -> None:
+        if not self._owns_trunk:
+            self.trunk, self._owns_trunk = deepcopy(self.trunk), True
+
+    def adapt(self, hparams: HParams) -> None:
+        """Gives the trunk low-rank updates, unless it has them: as the strategy `lora` trains them.
+
+        Raises:
+            ModelError: for a trunk without linear layers.
+        """
+        if any(map(lora.is_update, self._names)):
+            return
+        if next(lora.linear_layers(self.trunk), None) is None:
+            raise ModelError(
+                f"strategy lora updates linear layers, such as transformers have, and {hparams.backbone} has "
+                "none: take bias, partial or lp_ft"
+            )
+        self._own_trunk()
+        lora.adapt(self.trunk, hparams.lora_rank, generator(hparams.seed, "lora"))
+        self._names = frozenset(self.trunk.state_dict())
+
+    def merge(self) -> None:
+        """Adds the trunk's updates to its layers, which are plain ones then."""
+        lora.merge(self.trunk)
+        self._names = frozenset(self.trunk.state_dict())
 
     def _hold(self, module: nn.Module, prefix: str, frozen: bool = False) -> None:
         """Puts what is frozen into evaluation mode: `module` if `frozen`, else among its children.
@@ -217,7 +244,7 @@ def frozen_groups(groups: Sequence[Sequence[str]], hparams: HParams, phase: str)
         raise ValueError(f"phase is {phase!r}, but must be head or trunk")
     if phase == "head" or hparams.strategy == "probe":
         return len(groups)
-    if hparams.strategy in ("full", "bias"):
+    if hparams.strategy in ("full", "bias", "lora"):
         return 0
     return round(hparams.freeze * len(groups))
 
@@ -229,11 +256,15 @@ def unfreeze(model: TransferModel, groups: Sequence[Sequence[str]], hparams: HPa
 
     Raises:
         ValueError: for another phase.
+        ModelError: where the strategy trains what the trunk has none of.
     """
     count = frozen_groups(groups, hparams, phase)
     frozen = frozenset(name for group in groups[:count] for name in group)
     if phase == "trunk" and hparams.strategy == "bias":
         frozen = model._names - _biases_and_norms(model.trunk)
+    if phase == "trunk" and hparams.strategy == "lora":
+        model.adapt(hparams)
+        frozen = frozenset(name for name in model._names if not lora.is_update(name))
     model._freeze(frozen, hparams.batch_norm)
 
 

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainables.errors import UnknownName
 from trainables.training.hparams import SCHEDULES, HParams
+from trainables.training.lora import weight_of
 from trainables.training.model import TransferModel
 
 __all__ = [
@@ -56,9 +57,10 @@ def parameter_groups(
         part, _, name = full.partition(".")
         share = 1.0
         if part == "trunk":
-            share = _trunk_share(hparams, len(groups) - place[name])
+            own = place[weight_of(name)]
+            share = _trunk_share(hparams, len(groups) - own)
             if hparams.layer_rates == "decay":
-                part = f"trunk.{place[name]}"
+                part = f"trunk.{own}"
         # A vector may be kept with extra axes of size one, as layer scales and class tokens are.
         vector = parameter.numel() == max(parameter.shape, default=1)
         spared = vector or (part != "head" and (name in exempt or pull_to_start))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainables.errors import UnknownName
 from trainables.modality import Backbone
 from trainables.training.hparams import REGULARISERS, HParams
+from trainables.training.lora import UpdatedLinear
 from trainables.training.model import TransferModel
 
 __all__ = ["Regulariser", "regulariser"]
@@ -52,11 +53,13 @@ class _L2SP(Regulariser):
         self._pairs = [
             (parameter, start[name].detach().to(parameter.device, copy=True))
             for name, parameter in model.trunk.named_parameters()
-            if parameter.requires_grad
+            if parameter.requires_grad and name in start
         ]
+        self._updated = [layer for layer in model.trunk.modules() if isinstance(layer, UpdatedLinear)]
 
     def measure(self, inputs: Tensor, features: Tensor) -> Tensor:
         squares = [(now - start).square().sum() for now, start in self._pairs]
+        squares += [layer.update.square().sum() for layer in self._updated]
         return 0.5 * torch.stack(squares).sum()
 
 
@@ -81,7 +84,8 @@ class _Delta(Regulariser):
         source = deepcopy(backbone.module).eval().requires_grad_(False)
         # In the layout of the model's own maps: sums in another order would differ at the start.
         self._source = source.to(next(model.parameters()).device).to(memory_format=torch.channels_last)
-        trained = [group for group in groups if not model.frozen.issuperset(group)]
+        # Where none of it trains by itself, all of it has updates.
+        trained = [group for group in groups if not model.frozen.issuperset(group)] or groups
         count = min(4, len(trained))
         ends = [trained[len(trained) * (i + 1) // count - 1] for i in range(count)]
         self._ours: dict[str, Tensor] = {}

@@ -240,6 +240,14 @@ def test_one_broken_home_ends_neither_list_nor_doctor(project: Path) -> None:
     assert told == ""
 
 
+def test_updates_of_a_backbone_without_linear_layers_are_refused_before_a_trial(project: Path) -> None:
+    words = ("--set=space.strategy=[full, lora]", "--set=space.lora_rank=[4, 8]")
+    said = transfer_search("launch", "spec.yaml", "--dry-run", *words, code=2)
+    assert "space.strategy" in said
+    assert "efficientnet_lite0 has none: take bias, partial or lp_ft" in " ".join(said.split())
+    assert not Path("searches").exists()
+
+
 def test_stages_that_a_backbone_does_not_have_are_told_before_a_trial(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ def test_solved_heads_tell_topics_apart(
     assert run(training(data, backbone, knobs, solver=solver, features=features)) > 0.75
 
 
-@pytest.mark.parametrize("strategy", ["probe", "partial", "full", "lp_ft", "bias"])
+@pytest.mark.parametrize("strategy", ["probe", "partial", "full", "lp_ft", "bias", "lora"])
 def test_a_model_of_every_strategy_reloads_to_its_metric(
     data: TextData, backbone: Backbone, knobs: Mapping[str, Any], tmp_path: Path, strategy: str
 ) -> None:
