@@ -36,6 +36,7 @@ _BATCH = 4096
 _MOST = 4096
 """Coordinates that are solved for as they are: of more, what is decomposed would take minutes."""
 _LANDMARKS = 2048
+_LEAST_SCALE = 0.1
 
 View = Callable[[], Tensor]
 
@@ -215,7 +216,11 @@ class _Span:
 
 
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature of [N, F], float64; of what does not vary, one."""
+    """Mean and scale of each feature of [N, F], float64.
+
+    The scale is the standard deviation; of what varies next to nothing a tenth of the usual one, since a trunk
+    that then trains moves such features by many times their deviation; of what does not vary, one.
+    """
     total = torch.zeros(2, features.shape[1], dtype=torch.float64, device=features.device)
     for part in features.split(_BATCH):
         part = part.double()
@@ -224,6 +229,8 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     scale = (total[1] / len(features) - mean.square()).clamp(min=0).sqrt()
     # Rounding makes a little of nothing.
     varies = scale > 1e-6 * mean.abs().clamp(min=1e-6)
+    if varies.any():
+        scale = scale.clamp(min=float(_LEAST_SCALE * scale[varies].median()))
     return mean, torch.where(varies, scale, torch.ones_like(scale))
 
 

@@ -166,3 +166,16 @@ def test_steps_on_stages_are_taken_on_standardised_features(begin: Begin, digits
     standard = training.model.head.get_submodule("standard")(features)
     torch.testing.assert_close(standard.mean(0), torch.zeros(784), atol=1e-3, rtol=0)
     assert float(standard.std(0).median()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_what_hardly_varies_is_not_blown_up() -> None:
+    features = torch.randn(200, 9, dtype=torch.float64) * torch.linspace(0.5, 1.5, 9)
+    features[:, 3] *= 1e-8
+    features[:, 5] = 2.0
+    mean, scale = standardisation(features)
+    usual = features.std(0, correction=0)
+    assert float(scale[3]) == pytest.approx(0.1 * float(usual[[n for n in range(9) if n != 5]].median()))
+    assert float(scale[5]) == 1.0
+    others = [n for n in range(9) if n not in (3, 5)]
+    torch.testing.assert_close(scale[others], usual[others])
+    torch.testing.assert_close(mean, features.mean(0))
