@@ -33,10 +33,15 @@ Ints = npt.NDArray[np.int64]
 
 
 class TokenRows:
-    """All texts of a `TextData` as tokens: int64 [B, 3, L] of ids, their mask, and their words' numbers."""
+    """All texts of a `TextData` as tokens: int64 [B, 3, L] of ids, their mask, and their words' numbers.
+
+    Attributes:
+        lengths: of each text, in tokens, int64 [N].
+    """
 
     def __init__(self, rows: npt.NDArray[np.int32]) -> None:
         self._rows = rows
+        self.lengths = torch.from_numpy(rows[:, 1].sum(1, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self._rows)

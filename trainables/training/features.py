@@ -150,18 +150,23 @@ class FrozenFeatures:
         trunk, every = self.model.trunk, tuple(self._every)
         if every != ((),):
             trunk = _staged(trunk, every)
-        parts = []
+        parts, order = [], self._order(chunk)
         with torch.no_grad():
-            for (inputs,) in ahead(self._drawn(chunk, number), self.device):
+            for (inputs,) in ahead(self._drawn(chunk[order], number), self.device):
                 passes = fast_passes(trunk, tuple(inputs.shape[1:])) if self._is_fast else trunk
                 for batch in inputs.split(_BATCH[self.device.type]):
                     taken = self.model.normalised(batch)
                     parts.append(passes(taken).to(self.dtype))
-        found = torch.cat(parts).cpu()
+        found = torch.cat(parts).cpu()[order.argsort()]
         if len(every) == 1:
             return {every[0]: found}
         widths = [stage_width(self.model.trunk, stages, tuple(taken.shape[1:])) for stages in every]
         return dict(zip(every, found.split(widths, 1), strict=True))
+
+    def _order(self, chunk: Tensor) -> Tensor:
+        """The places of a chunk's examples, those of one length together: a pass is as long as its longest."""
+        lengths = getattr(self.examples, "lengths", None)
+        return torch.arange(len(chunk)) if lengths is None else lengths[chunk].argsort(stable=True)
 
     def _drawn(self, chunk: Tensor, number: int) -> Iterator[tuple[Tensor]]:
         """The view's inputs, some at a time."""

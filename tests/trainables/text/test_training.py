@@ -14,6 +14,7 @@ from trainables.modality import Backbone
 from trainables.text.data import TextData
 from trainables.text.hparams import TextHParams
 from trainables.text.modality import TEXT
+from trainables.training import features as kept
 from trainables.training.delta import load_delta
 from trainables.training.loop import Training, fit
 from trainables.training.settings import Settings
@@ -55,6 +56,29 @@ def test_a_model_of_every_strategy_reloads_to_its_metric(
     right = [label == data.classes[data.labels[place]] for label, place in zip(told, places, strict=True)]
     assert trial.best is not None
     assert sum(right) / len(right) == pytest.approx(trial.best["val_accuracy"])
+
+
+def test_texts_of_one_length_pass_together_and_stand_where_they_stood(
+    data: TextData,
+    backbone: Backbone,
+    knobs: Mapping[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    each = training(data, backbone, knobs, Cache(tmp_path, 10**8), solver="gradient")
+    passed: list[int] = []
+    monkeypatch.setattr(kept, "_BATCH", {"cpu": 4})
+    monkeypatch.setattr(kept, "_DRAWN", {"cpu": 4})
+    features_of = each._trunk.features("validation", each.model)
+    model = features_of.model  # type: ignore[attr-defined]
+    model.trunk.register_forward_pre_hook(lambda _, given: passed.append(int(given[0][:, 1].sum(1).max())))
+    found = features_of.view(0)
+    assert passed == sorted(passed)
+    assert len(set(passed)) > 1
+    places = data.splits["validation"]
+    with torch.no_grad():
+        plain = each._plain(each._examples[places], torch.zeros(len(places), dtype=torch.int64))
+        torch.testing.assert_close(found, model.features(plain))
 
 
 def test_views_of_a_policy_are_computed_once_for_all_trials(
