@@ -129,8 +129,8 @@ class Mixing(Protocol):
 class Examples(Protocol):
     """All examples of the data, as one preprocessing takes them.
 
-    Where they differ in length, as texts do, they may say so as `lengths`, int64 [N]: those of one length then
-    pass a frozen trunk together.
+    Where they differ in length, as texts do, they may say so as `lengths`, int64 [N]: those of one length
+    then pass a frozen trunk together.
     """
 
     def __len__(self) -> int: ...

@@ -164,7 +164,7 @@ class FrozenFeatures:
         return dict(zip(every, found.split(widths, 1), strict=True))
 
     def _order(self, chunk: Tensor) -> Tensor:
-        """The places of a chunk's examples, those of one length together: a pass is as long as its longest."""
+        """The places of a chunk's examples, those of one length together."""
         lengths = getattr(self.examples, "lengths", None)
         return torch.arange(len(chunk)) if lengths is None else lengths[chunk].argsort(stable=True)
 

@@ -218,8 +218,8 @@ class _Span:
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and scale of each feature of [N, F], float64.
 
-    The scale is the standard deviation; of what varies next to nothing a tenth of the usual one, since a trunk
-    that then trains moves such features by many times their deviation; of what does not vary, one.
+    The scale is the standard deviation; of what varies next to nothing a tenth of the usual one, since a
+    trunk that then trains moves such features by many times their deviation; of what does not vary, one.
     """
     total = torch.zeros(2, features.shape[1], dtype=torch.float64, device=features.device)
     for part in features.split(_BATCH):
