@@ -1,5 +1,5 @@
-"""An exported model's answers for many files or lines: a few in memory at a time, a broken one is a row "
-"too."""
+"""An exported model's answers for many files or lines: a few in memory at a time, a broken one is a row
+too."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ class TextTrunk(nn.Module):
 
     @staticmethod
     def trimmed(inputs: Tensor) -> Tensor:
-        """The inputs without the padding that all of a batch have; a graph keeps it, whose shapes are "
-        "fixed."""
+        """The inputs without the padding that all of a batch have; a graph keeps it, whose shapes are
+        fixed."""
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return inputs
         longest = int(inputs[:, 1].sum(1).max()) if len(inputs) else 0

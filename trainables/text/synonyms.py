@@ -98,8 +98,8 @@ def _index(folder: Path, part: str) -> dict[str, int]:
 
 
 def _members(folder: Path, part: str, place: int) -> Iterator[str]:
-    """The words of the meaning at a place: after three cells their number in hexadecimal, each with a "
-    "number."""
+    """The words of the meaning at a place: after three cells their number in hexadecimal, each with a
+    number."""
     data = _data(folder, part)
     cells = data[place : data.index(b"|", place)].decode("ascii", "replace").split()
     for word in cells[4 : 4 + 2 * int(cells[3], 16) : 2]:
