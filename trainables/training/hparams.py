@@ -90,7 +90,6 @@ class HParams:
         high=512,
         integer=True,
         when={"strategy": ("lora",)},
-        space=[4, 8, 16],
     )
     lp_share: float = knob(
         0.5,
