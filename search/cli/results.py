@@ -131,7 +131,7 @@ def export(
     if stored:
         sys.stdout.write(as_answer("exported", **stored))
     else:
-        console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
+        console.print(f"next: transfer-search predict {shlex.quote(str(to))} FILE...", markup=False)
 
 
 @commands.command(cls=Verbatim)

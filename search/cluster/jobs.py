@@ -330,7 +330,7 @@ def _export(cluster: Cluster, words: Sequence[str], options: Mapping[str, Any], 
     sys.stdout.write(for_people(text))
     fetch_files(stored, to)
     console.print(f"trial {stored['trial']} is exported to {to}", markup=False, highlight=False)
-    console.print(f"next: transfer-search predict {shlex.quote(str(to))} IMAGE...", markup=False)
+    console.print(f"next: transfer-search predict {shlex.quote(str(to))} FILE...", markup=False)
 
 
 def _report(cluster: Cluster, name: str, to: Path | None, console: Console) -> None:
