@@ -140,7 +140,7 @@ def test_a_postgresql_that_is_restarted_for_40_s_is_waited_for(
         server.start()
         server.ask("create database studies")
         monkeypatch.setenv("STUDIES", server.url("studies"))
-        home = start(small("search.trials=8", "search.pruner=none", "storage=$STUDIES"), {"all": "sleep"})
+        home = start(small("search.trials=8", "search.pruner=none", "storage=${STUDIES}"), {"all": "sleep"})
 
         def restart() -> None:
             server.stop()
