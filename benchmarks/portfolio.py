@@ -22,6 +22,7 @@ to it was. Regret is told in points of test accuracy below the best recorded tri
 from __future__ import annotations
 
 import argparse
+import colorsys
 import functools
 import json
 import math
@@ -39,6 +40,7 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from holds import SHAPES, draw_shape
 from PIL import Image, ImageDraw
 
 from search.spec.search_spec import SearchSpec, read_spec
@@ -172,29 +174,12 @@ def _shape(chance: Chance, name: str, ink: Sequence[int] | None = None) -> Pictu
     image = Image.new("RGB", (SIDE, SIDE), (int(chance.integers(90, 120)),) * 3)
     pen = ImageDraw.Draw(image)
     x, y, r = (int(each) for each in chance.integers((12, 12, 4), (28, 28, 11)))
-    box, colour = (x - r, y - r, x + r, y + r), tuple(ink or (int(chance.integers(125, 190)),) * 3)
-    match name:
-        case "circle":
-            pen.ellipse(box, fill=colour)
-        case "square":
-            pen.rectangle(box, fill=colour)
-        case "triangle":
-            pen.polygon([(x - r, y + r), (x + r, y + r), (x, y - r)], fill=colour)
-        case "cross":
-            pen.line((x - r, y, x + r, y), fill=colour, width=3)
-            pen.line((x, y - r, x, y + r), fill=colour, width=3)
-        case _:
-            pen.ellipse(box, outline=colour, width=3)
+    draw_shape(pen, name, x, y, r, tuple(ink or (int(chance.integers(125, 190)),) * 3))
     return np.asarray(image, dtype=float)
-
-
-SHAPES = ("circle", "square", "triangle", "cross", "ring")
 
 
 def _colour(chance: Chance, place: int) -> Picture:
     """A thing of any shape in one of six hues, none of them pure."""
-    import colorsys
-
     hue = (place / 6 + chance.normal(0, 0.035)) % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, chance.uniform(0.15, 0.4), chance.uniform(0.5, 0.8))
     ink = [int(255 * each) for each in (red, green, blue)]
@@ -214,9 +199,10 @@ DRAWN: Mapping[str, Mapping[str, Any]] = {
 # Trials
 
 
-def the_spec(*changes: str) -> SearchSpec:
+@functools.cache
+def the_spec() -> SearchSpec:
     """The spec whose space the configurations are of."""
-    return read_spec(SPEC, changes)
+    return read_spec(SPEC)
 
 
 @functools.cache
@@ -395,12 +381,12 @@ def choose(file: Path, seeds: int) -> dict[str, Any]:
     }
     spec = the_spec()
     others = {
-        f"{name}, 64 trials": [
+        f"{sampler}, 64 trials": [
             searched(table, task, spec, sampler, "none", seed, trials=64)
             for task in every
             for seed in range(seeds)
         ]
-        for name, sampler in (("tpe", "tpe"), ("random", "random"))
+        for sampler in ("tpe", "random")
     }
     order = chosen(table, every)
     return {

@@ -108,7 +108,7 @@ class Runs:
             case Moved(trial=number, moves=moves):
                 self._client.set_tag(self._runs[number], MOVES_TAG, moves)
             case DamageFound(trial=number, what=what):
-                self._client.set_tag(self._runs[number], DAMAGE_TAG, what[-500:])
+                self._tell_damage(self._runs[number], what)
             case End():
                 self._end(event)
             case Data():
@@ -303,13 +303,16 @@ class Runs:
         try:
             is_there = model_metric(folder) is not None
         except Damaged as damage:  # nobody is to load it from MLflow
-            self._client.set_tag(run, DAMAGE_TAG, str(damage)[-500:])
+            self._tell_damage(run, str(damage))
             is_there = False
         if is_there:
             tags = {SEARCH_TAG: self._search_id, self._tag: str(number)}
             name = self._title(number)
             return self._models.log(run, folder / MODEL_FOLDER, name, tags=tags, params=params, again=again)
         return None
+
+    def _tell_damage(self, run: str, what: str) -> None:
+        self._client.set_tag(run, DAMAGE_TAG, what[-500:])
 
     def _scores(self, number: int, model: str, best: Mapping[str, float]) -> list[Metric]:
         """A model's metrics, by which MLflow's table of models sorts: points of its run that name it."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,6 +16,9 @@ from trainables.image.data import DataConfig, ImageData, load
 from trainables.image.hparams import ImageHParams as HParams
 from trainables.training.loop import Training
 from trainables.training.settings import Settings
+
+if TYPE_CHECKING:
+    from trainables.image_transfer import ImageTransfer, TrialConfig
 
 SIDE = 32
 
@@ -60,3 +63,20 @@ def begin(few_digits: ImageData, small_lite0: Backbone) -> Callable[..., Trainin
         return Training(hparams, data, backbone, settings=settings or Settings(threads=1), cache=cache)
 
     return begun
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TrialConfig], ImageTransfer]]:
+    """Makes a trainable as an actor would, without a cluster."""
+    from trainables.image_transfer import ImageTransfer  # takes Ray along, which few of these tests need
+
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(tmp_path / "tune"))
+    made: list[ImageTransfer] = []
+
+    def trainable(config: TrialConfig) -> ImageTransfer:
+        made.append(ImageTransfer(config))
+        return made[-1]
+
+    yield trainable
+    for each in made:
+        each.stop()

@@ -4,7 +4,7 @@ import gc
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +57,6 @@ def trial(tmp_path: Path, data_cache: Path) -> Callable[..., TrialConfig]:
         )
 
     return configured
-
-
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Makes a trainable as an actor would, without a cluster."""
-    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(tmp_path / "tune"))
-    made: list[ImageTransfer] = []
-
-    def trainable(config: TrialConfig) -> ImageTransfer:
-        made.append(ImageTransfer(config))
-        return made[-1]
-
-    yield trainable
-    for each in made:
-        each.stop()
 
 
 def steps(trainable: ImageTransfer, count: int = 3) -> list[dict[str, Any]]:

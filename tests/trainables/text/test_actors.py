@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.trainables.test_image_transfer import delta, steady, steps
+from tests.trainables.test_image_transfer import Make, delta, steady, steps
 from tests.trainables.text.tiny import sentences, write_table
 from trainables import image_transfer
-from trainables.image_transfer import ImageTransfer, TrialConfig
+from trainables.image_transfer import TrialConfig
 from trainables.text.hparams import TextHParams
 
 Configured = Callable[..., TrialConfig]
@@ -40,26 +40,14 @@ def configured(tmp_path: Path, knobs: Mapping[str, Any]) -> Configured:
     return of
 
 
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TrialConfig], ImageTransfer]]:
-    """Makes a trainable as an actor would, without a cluster; a state is written after each epoch."""
-    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(tmp_path / "tune"))
+@pytest.fixture(autouse=True)
+def _states_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each epoch."""
     monkeypatch.setattr(image_transfer, "_STATE_SECONDS", 0.0)
-    made: list[ImageTransfer] = []
-
-    def trainable(config: TrialConfig) -> ImageTransfer:
-        made.append(ImageTransfer(config))
-        return made[-1]
-
-    yield trainable
-    for each in made:
-        each.stop()
 
 
 @pytest.mark.parametrize("knobs_of", [{"solver": "logistic"}, TUNED, {**TUNED, "strategy": "lora"}])
-def test_a_used_actor_equals_a_new_one(
-    make: Callable[[TrialConfig], ImageTransfer], configured: Configured, knobs_of: dict[str, Any]
-) -> None:
+def test_a_used_actor_equals_a_new_one(make: Make, configured: Configured, knobs_of: dict[str, Any]) -> None:
     count = 1 if knobs_of.get("strategy") is None else 3
     used = make(configured("before", strategy="full", trunk_lr=1e-2))
     steps(used)
@@ -69,9 +57,7 @@ def test_a_used_actor_equals_a_new_one(
     assert delta(configured("used")) == delta(configured("new"))
 
 
-def test_a_trial_whose_process_was_killed_goes_on_to_the_bit(
-    make: Callable[[TrialConfig], ImageTransfer], configured: Configured
-) -> None:
+def test_a_trial_whose_process_was_killed_goes_on_to_the_bit(make: Make, configured: Configured) -> None:
     whole = steps(make(configured("whole", **TUNED)))
     first = make(configured("killed", **TUNED))
     begun = [steady(first.train())]
