@@ -54,11 +54,15 @@ class Capacity:
         return min(self._all, self._most)
 
     @property
+    def on_one_node(self) -> int:
+        """How many trials one node holds at a time."""
+        return max(1, min(max((self._on([each]) for each in _alive()), default=1), self._most))
+
+    @property
     def alone(self) -> Resources:
         """What a trial takes that runs by itself: the cores of all trials of a node, if they are free."""
         resources = self._spec.resources
-        on_one = max((self._on([each]) for each in _alive()), default=1)
-        fits = max(1, min(on_one, self._most, self._free))
+        fits = max(1, min(self.on_one_node, self._free))
         return resources.model_copy(update={"cpu": resources.cpu * fits})
 
     def for_more_than(self, running: int) -> bool:

@@ -270,7 +270,7 @@ def samples(data: Data) -> dict[str, Sample]:
 
 
 def trial_config(
-    spec: SearchSpec, *, rule: str = LAST_EPOCHS, trained_on: tuple[str, ...] = (TRAIN,)
+    spec: SearchSpec, *, rule: str = LAST_EPOCHS, trained_on: tuple[str, ...] = (TRAIN,), passes: int = 1
 ) -> dict[str, Any]:
     """What is the same in the `TrialConfig` of every trial.
 
@@ -278,6 +278,7 @@ def trial_config(
         spec: the search's.
         rule: which epoch's model is kept.
         trained_on: the splits that trials are trained on.
+        passes: of a frozen trunk at once, at most.
     """
     metric, direction = next(iter(spec.search.objective.items()))
     settings = Settings(
@@ -285,6 +286,7 @@ def trial_config(
         views=spec.cache.views if spec.cache.enabled else None,
         device="cuda" if spec.resources.gpu else "cpu",
         threads=max(1, int(spec.resources.cpu)),
+        passes=passes,
         precision=spec.resources.precision,
         trained_on=trained_on,
         folds=spec.data.splits.folds or 0,

@@ -103,7 +103,8 @@ def run_search(
         trackers = [Tracker(spec, home, study, sender=sender)]
         stack.callback(trackers[0].abort)
         stack.enter_context(started_ray())
-        Capacity(spec)  # refuses what no node could ever give
+        capacity = Capacity(spec)  # refuses what no node could ever give
+        passes = 1 if spec.resources.gpu else capacity.on_one_node
         trackers[0].open()
         begin()
         trackers[0].describe_data()
@@ -116,7 +117,7 @@ def run_search(
         left = study.progress().left + study.progress().running
         tell(console, f"{spec.name}: {left} trials to go, of up to {spec.search.max_epochs} epochs")
         try:
-            config = trial_config(spec, rule=study.rule)
+            config = trial_config(spec, rule=study.rule, passes=passes)
             outcome = run(study, home, trackers[0], config, seconds=seconds, hours=device_hours)
         except AllFailedAlike:
             _finish(search, trackers, Outcome.STOPPED, console)
@@ -126,7 +127,8 @@ def run_search(
             trackers.append(Tracker(spec, place, part, within=trackers[0]))
             stack.callback(trackers[-1].abort)
             tell(console, told)
-            ended = run(part, place, trackers[-1], {**trial_config(part.spec, **config), "score_test": True})
+            settled = trial_config(part.spec, passes=passes, **config)
+            ended = run(part, place, trackers[-1], {**settled, "score_test": True})
             trackers[-1].learn_runs()
             return ended
 

@@ -46,11 +46,12 @@ def refit_seconds(search: SearchStudy, at_once: int) -> float:
         return 0.0
     hparams, times = begun.hparams, search.refit_times
     epochs: float = hparams.epochs * (search.record(leader[0]).best or {}).get("epoch_seconds", 0.0)
-    seconds = times * epochs / (cores_worth(at_once) if takes_all_cores(search.spec, hparams) else 1.0)
+    faster = 1.0 if search.spec.resources.gpu else cores_worth(at_once)
+    seconds = times * epochs / (faster if takes_all_cores(search.spec, hparams) else 1.0)
     if hparams.policy == "none":
         return seconds
     # The views of training images are there; of the others none was drawn yet.
-    return seconds + (times - 1) * max(0.0, search.seconds_of(leader[0]) - epochs)
+    return seconds + (times - 1) * max(0.0, search.seconds_of(leader[0]) - epochs) / faster
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,11 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+
+from trainables.files.idle import while_idle
 
 __all__ = ["FETCHED", "Cache", "Usage", "default_root", "digest"]
 
@@ -64,6 +68,7 @@ class Usage:
         resident: joined entries that were still in memory.
         hits: entries that were read from the disk.
         computed: entries that nobody had.
+        compute_seconds, wait_seconds: how long it did nothing but compute entries, or wait for others' work.
         seconds_saved: what the entries that were there took whoever computed them.
     """
 
@@ -154,6 +159,7 @@ class Cache:
         progress: Callable[[int, int], None] | None = None,
         *,
         lock_of: Callable[[int], str] | None = None,
+        at_once: int = 1,
     ) -> list[torch.Tensor]:
         """The entries of all `keys`, computing what nobody has: `compute(i)` makes that of `keys[i]`.
 
@@ -161,25 +167,49 @@ class Cache:
         starts at a place of its own, and waits only when nothing else is left. One lock is held at a
         time and none while waiting, so there is no deadlock. Processes that compute each other's entries
         on the way share the work too: `lock_of(i)` is the key under which what belongs together is locked.
+        Up to `at_once` threads of this process share it, the further ones where cores would be idle.
         """
         values: dict[int, torch.Tensor] = {}
         first = os.getpid() % max(1, len(keys))
-        pending = [*range(first, len(keys)), *range(first)]
-        while pending:
-            left = []
-            for index in pending:
-                lock = functools.partial(lock_of or keys.__getitem__, index)
-                value = self._entry(keys[index], functools.partial(compute, index), lock)
-                if value is None:
-                    left.append(index)
-                    continue
-                values[index] = value
-                if progress:
+        pending = deque([*range(first, len(keys)), *range(first)])
+
+        def work(take: Callable[[], int]) -> float:
+            """One entry, if any is left to take; how long it was computed."""
+            try:
+                index = take()
+            except IndexError:
+                return 0.0
+            lock = functools.partial(lock_of or keys.__getitem__, index)
+            found = self._entry(keys[index], functools.partial(compute, index), lock)
+            if found is None:
+                left.append(index)
+                return 0.0
+            values[index] = found[0]
+            return found[1]
+
+        with ThreadPoolExecutor(max(1, at_once - 1)) as pool:
+            while pending:
+                left, before, over = list[int](), len(values), threading.Event()
+                piece = functools.partial(work, pending.pop)
+                helping = [
+                    pool.submit(while_idle, over, piece, torch.get_num_threads()) for _ in range(at_once - 1)
+                ]
+                try:
+                    while pending:
+                        self.usage.compute_seconds += work(pending.popleft)
+                        if progress:
+                            progress(len(values), len(keys))
+                finally:
+                    over.set()
+                began = time.perf_counter()
+                for each in helping:
+                    each.result()
+                if progress and helping:
                     progress(len(values), len(keys))
-            if len(left) == len(pending):
-                time.sleep(_POLL_SECONDS)
-                self.usage.wait_seconds += _POLL_SECONDS
-            pending = left
+                if len(values) == before:
+                    time.sleep(_POLL_SECONDS)
+                self.usage.wait_seconds += time.perf_counter() - began
+                pending.extend(left)
         return [values[index] for index in range(len(keys))]
 
     def joined(
@@ -189,6 +219,7 @@ class Cache:
         progress: Callable[[int, int], None] | None = None,
         *,
         lock_of: Callable[[int], str] | None = None,
+        at_once: int = 1,
     ) -> torch.Tensor:
         """What `fetch` gives, joined along the first axis; others are given the same: do not write to it.
 
@@ -198,7 +229,7 @@ class Cache:
         kept = self._resident.pop(name, None)
         if kept is None:
             before = self.usage.compute_seconds + self.usage.seconds_saved
-            value = torch.cat(self.fetch(keys, compute, progress, lock_of=lock_of))
+            value = torch.cat(self.fetch(keys, compute, progress, lock_of=lock_of, at_once=at_once))
             kept = value, self.usage.compute_seconds + self.usage.seconds_saved - before
         else:
             self.usage.resident += 1
@@ -211,24 +242,23 @@ class Cache:
 
     def _entry(
         self, key: str, compute: Callable[[], torch.Tensor], lock: Callable[[], str]
-    ) -> torch.Tensor | None:
-        """The entry, computed if need be; None while another process computes it."""
+    ) -> tuple[torch.Tensor, float] | None:
+        """The entry, and how long it was computed if need be; None while somebody else computes it."""
         value = self.read(key)
         if value is not None:
-            return value
+            return value, 0.0
         with self._lock(lock()) as held:
             if not held:
                 return None
-            value = self.read(key)  # another process may have finished it just before
+            value = self.read(key)  # somebody may have finished it just before
             if value is not None:
-                return value
+                return value, 0.0
             began = time.perf_counter()
             value = compute()
             seconds = time.perf_counter() - began
-            self.usage.compute_seconds += seconds
             self.usage.computed += 1
             self.write(key, value, seconds)
-            return value
+            return value, seconds
 
     def entries(self) -> list[tuple[Path, int, float]]:
         """Path, bytes and time of last use of every entry, least recently used first.

@@ -73,6 +73,7 @@ class FrozenFeatures:
         beside: the stages that other heads read; what they read is kept too, since a pass has it all.
         device: where the trunk runs.
         progress: called with (what, done, total) while a view is computed.
+        at_once: how many parts of a view are computed at once at most, as `Cache.fetch` has it.
     """
 
     model: TransferModel
@@ -86,6 +87,7 @@ class FrozenFeatures:
     device: torch.device
     progress: Callable[[str, int, int], None] | None = None
     beside: tuple[tuple[str, ...], ...] = ()
+    at_once: int = 1
 
     def view(self, number: int) -> Tensor:
         """Features of one view, [N, F] in the kept dtype, on the device; not to be written to."""
@@ -112,7 +114,7 @@ class FrozenFeatures:
             features = torch.cat([compute(position) for position in range(len(chunks))])
         else:
             keys = [self._key(chunk, number, self.model.stages) for chunk in chunks]
-            features = self.cache.joined(keys, compute, show, lock_of=lock_of)
+            features = self.cache.joined(keys, compute, show, lock_of=lock_of, at_once=self.at_once)
         return features.to(self.device)
 
     @property

@@ -83,6 +83,7 @@ class FrozenTrunk:
                 device=self._device,
                 progress=self._progress,
                 beside=self._beside,
+                at_once=self._settings.passes,
             )
             for each in ((of or self._settings.trained_on) if training else (split,))
         ]

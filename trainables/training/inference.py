@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,9 @@ def engine(trunk: nn.Module, device: torch.device) -> str:
     return "torch" if device.type == "cpu" else "torch tf32"
 
 
-@functools.lru_cache(maxsize=4)
+_one_at_a_time = threading.Lock()
+
+
 def fast_passes(trunk: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     """What maps inputs [B, *shape] to features, float [B, F], as the trunk in evaluation mode does.
 
@@ -47,6 +50,12 @@ def fast_passes(trunk: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor], 
         trunk: its weights do not change afterwards.
         shape: of one input that it is used with; of images [3, s, s].
     """
+    with _one_at_a_time:  # the exporter's state is global
+        return _fast_passes(trunk, shape)
+
+
+@functools.lru_cache(maxsize=4)
+def _fast_passes(trunk: nn.Module, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     simple = folded(trunk, shape)
     device = next(trunk.parameters()).device
     if device.type != "cpu":

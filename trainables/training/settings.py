@@ -37,6 +37,8 @@ class Settings:
         views: views of a policy that a cached head trains on, in turn; None: a fresh one each epoch.
         device: where it trains.
         threads: CPU threads of a trial; part of the result, since sums are split among threads.
+        passes: of a frozen trunk that are computed at once at most, each on so many threads: further ones as
+            long as cores are idle. No part of the result.
         precision: of the passes that train a trunk: fp32, bf16, fp16 (CUDA alone, with a scaled loss),
             or auto: on a CUDA device bf16 where it has that, else fp16; on a CPU fp32. Evaluation is
             always in fp32, so that a model that is loaded again reproduces its metrics.
@@ -54,6 +56,7 @@ class Settings:
     views: int | None = 8
     device: str = "cpu"
     threads: int = 1
+    passes: int = 1
     precision: str = "auto"
     trained_on: tuple[str, ...] = (TRAIN,)
     asked: tuple[str, ...] = ()

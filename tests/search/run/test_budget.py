@@ -127,7 +127,7 @@ def test_the_refit_of_a_policy_draws_what_was_never_drawn(
     end_trial(study, 20.0)
     study.premises = {"images": {"train": 200, "validation": 100, "test": 50}}
     monkeypatch.setattr(SearchStudy, "seconds_of", lambda self, number: 4 * 20 + 100.0)
-    assert refit_seconds(study, 2) == pytest.approx(1.5 * 4 * 20 + 0.5 * 100)
+    assert refit_seconds(study, 2) == pytest.approx(1.5 * 4 * 20 + 0.5 * 100 / 2**0.75)
 
 
 def test_device_hours_are_kept_for_the_finalists_too(folder: Path, clock: Clock) -> None:

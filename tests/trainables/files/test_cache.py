@@ -263,6 +263,40 @@ cache.fetch(keys[1:2], lambda i: torch.full((64,), 1.))
     assert not leftovers[0].exists()
 
 
+def idle(cores: float) -> Callable[[], float]:
+    return lambda: cores * time.monotonic()
+
+
+def test_a_thread_for_an_idle_core_shares_the_work(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainables.files.idle._idle_seconds", idle(cores=torch.get_num_threads()))
+    cache.fetch([key(1)], entry)
+    together, computed = threading.Barrier(2, timeout=20), []
+
+    def compute(position: int) -> torch.Tensor:
+        together.wait()
+        computed.append(position)
+        return entry(position)
+
+    told: list[tuple[int, int]] = []
+    values = cache.fetch([key(n) for n in range(5)], compute, lambda *done: told.append(done), at_once=2)
+    assert [int(value[0]) for value in values] == [0, 0, 2, 3, 4]  # what was kept under the second key is 0
+    assert sorted(computed) == [0, 2, 3, 4]
+    assert told[-1] == (5, 5)
+
+
+def test_an_error_of_such_a_thread_is_told(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainables.files.idle._idle_seconds", idle(cores=torch.get_num_threads()))
+
+    def compute(position: int) -> torch.Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            never(position)
+        time.sleep(0.3)
+        return entry(position)
+
+    with pytest.raises(AssertionError, match="was computed"):
+        cache.fetch([key(n) for n in range(5)], compute, at_once=2)
+
+
 def test_processes_that_want_the_same_compute_each_entry_once(
     tmp_path: Path, child: Callable[[str], subprocess.Popen[str]]
 ) -> None:

@@ -67,6 +67,15 @@ def test_a_view_is_what_the_trunk_makes_of_the_augmented_frames(
     torch.testing.assert_close(half, view.half(), rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["none", "flip_crop"])
+def test_parts_that_are_computed_at_once_are_the_same(
+    digits: ImageData, small_lite0: Backbone, cache: Cache, name: str
+) -> None:
+    at_once = features(digits, small_lite0, cache, name, at_once=2).view(1)
+    assert cache.usage.computed == 2
+    assert at_once.equal(features(digits, small_lite0, None, name).view(1))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_a_kept_view_is_the_computed_one_bit_for_bit(
     digits: ImageData, small_lite0: Backbone, cache: Cache, dtype: torch.dtype
