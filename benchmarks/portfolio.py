@@ -11,9 +11,8 @@ a line of JSON as it ends, and what is there is not trained again. A line has th
 epoch, what the search would have counted, the accuracy on test images that chose nothing, and the seconds of
 one core.
 
-`choose` picks the first trials greedily: each is the one that lowers most the regret that the best so far (by
-validation) leaves, in the mean over tasks. It prints the file that `search.study.portfolio` reads, and the
-regret where every task is left out once of the choice, next to that of TPE and of random draws.
+`choose` writes the file that `search.study.portfolio` reads, and prints the regret of the first trials that
+this picks where every task is left out once of the choice, next to that of TPE and of random draws.
 
 `regret` lets samplers and pruners search at equal cost, each draw being worth what the recorded trial nearest
 to it was. Regret is told in points of test accuracy below the best recorded trial.
@@ -45,26 +44,31 @@ from PIL import Image, ImageDraw
 
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study import space
+from search.study.portfolio import Portfolio
 from search.study.pruners import build_pruner
+from search.study.recipes import recipes
 from search.study.samplers import build_sampler
 from trainables.files.cache import Cache
 from trainables.image import backbones
 from trainables.image.data import DataConfig, ImageData, load
 from trainables.image.hparams import ImageHParams as HParams
+from trainables.image.modality import IMAGE
 from trainables.training.loop import Training, fit
 from trainables.training.settings import Settings
 
 RECORDED = Path(__file__).parent / "recorded.jsonl"
 SPEC = """
 name: portfolio
-data: {source: digits, image_size: 48}
-search: {trials: 64, max_epochs: 8}
+data: {source: digits, image_size: 40}
+search: {trials: 64, max_epochs: 6}
 space: default
+cache: {views: 2}
 """
-KINDS = {"solved": 70, "stepped": 110, "lp_ft": 28, "full": 26, "partial": 26}
+KINDS = {"solved": 88, "stepped": 138, "lp_ft": 14, "full": 10, "partial": 10}
 """How many configurations of a kind there are: of heads on a frozen trunk, solved for or found in steps, and
 of strategies that train it."""
-FIRST = 10
+COUNTS = (1, 3, 10)
+FIRST = COUNTS[-1]
 """Trials that are chosen to begin with."""
 
 
@@ -75,25 +79,25 @@ FIRST = 10
 class Task:
     """Images to learn from, and how large they are to be."""
 
-    size: int = 48
+    size: int = 40
     source: str = "fashion-mnist"
-    train: int | None = 300
-    validation: int | None = 200
+    train: int | None = 128
+    validation: int | None = 150
     orientation_matters: bool = True
 
 
 TASKS = {
     "clothes": Task(),
-    "clothes, large": Task(size=64),
-    "clothes, few labels": Task(train=60, validation=100),
+    "clothes, large": Task(size=56),
+    "clothes, few labels": Task(train=50, validation=100),
     "clothes, long tail": Task(source="tail", train=None, validation=None),
     "digits": Task(source="digits"),
     "textures": Task(source="textures", orientation_matters=False),
     "shapes": Task(source="shapes", orientation_matters=False),
     "colours": Task(source="colours", orientation_matters=False),
 }
-TEST = 1000
-TAIL = (120, 84, 58, 41, 28, 20, 14, 10, 7, 5)
+TEST = 600
+TAIL = (60, 42, 30, 20, 14, 10, 8, 6, 5, 5)
 """Training images of each class, where a tail is long."""
 COUNT = 260
 """Images of a class that are drawn."""
@@ -124,7 +128,7 @@ def read_task(name: str, folder: Path) -> ImageData:
 
 def _write_tail(place: Path) -> None:
     data = load(DataConfig(source="fashion-mnist", seed=1), cache_dir=place.parent)
-    for split, counts in (("train", TAIL), ("validation", (20,) * 10), ("test", (TEST // 10,) * 10)):
+    for split, counts in (("train", TAIL), ("validation", (15,) * 10), ("test", (TEST // 10,) * 10)):
         of = data.splits[split]
         for label, count in enumerate(counts):
             for index in of[data.labels[of] == label][:count].tolist():
@@ -207,29 +211,25 @@ def the_spec() -> SearchSpec:
 
 @functools.cache
 def configurations() -> tuple[HParams, ...]:
-    """The configurations, the same in every process: drawn at random until there are enough of each kind."""
-    spec, left, found = the_spec(), dict(KINDS), list[HParams]()
+    """The configurations, the same in every process: the recipes, then drawn until there are enough."""
+    spec, left, found = the_spec(), dict(KINDS), dict[str, HParams]()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for values in recipes(spec):
+        study.enqueue_trial(space.fitted_params(spec, values))
     while any(left.values()):
         drawn = space.suggest(study.ask(), spec, len(found))
         assert isinstance(drawn, HParams)
-        kind = _kind(drawn)
-        same = any(_alike(drawn, each) for each in found)
-        if left[kind] and not same:
+        read = json.dumps({**drawn.active, "seed": 0})  # others are the same trial
+        if left[kind := _kind(drawn)] and read not in found:
             left[kind] -= 1
-            found.append(drawn)
-    return tuple(found)
+            found[read] = drawn
+    return tuple(found.values())
 
 
 def _kind(hparams: HParams) -> str:
     if hparams.strategy != "probe":
         return hparams.strategy
     return "solved" if hparams.head_is_solved else "stepped"
-
-
-def _alike(one: HParams, other: HParams) -> bool:
-    """Whether two differ in their seeds alone."""
-    return {**one.active, "seed": 0} == {**other.active, "seed": 0}
 
 
 @functools.lru_cache(maxsize=1)
@@ -242,20 +242,19 @@ def trained(task: str, number: int, folder: Path) -> dict[str, Any]:
     """The line of a trial."""
     data, backbone, cache = _opened(task, folder)
     hparams = HParams.from_dict({**configurations()[number].to_dict(), "image_size": TASKS[task].size})
-    settings = Settings(features=("last", "stages", "grid"))
-    cold, began = dict(vars(cache.usage)), time.process_time()
+    settings = Settings(views=the_spec().cache.views, features=("last", "stages", "grid"))
     training = Training(hparams, data, backbone, settings=settings, cache=cache)
-    values, diverged = list[float](), False
+    values, seconds, diverged = list[float](), 0.0, False
 
     def report(epoch: int, metrics: Mapping[str, float]) -> bool:
-        nonlocal diverged
+        nonlocal seconds, diverged
         values.append(round(metrics["val_accuracy"], 4))
+        seconds += metrics["epoch_seconds"]
         diverged = not math.isfinite(metrics["train_loss"])
         return diverged
 
     best = fit(training, report)
     expected = None if best is None or diverged else round(best["val_accuracy"], 4)
-    seconds = time.process_time() - began - (cache.usage.compute_seconds - cold["compute_seconds"])
     tested = None
     if expected is not None:
         if training.model.trunk_is_frozen:
@@ -282,12 +281,9 @@ def record(to: Path, processes: int) -> None:
     # One task after another, so that a process opens few; the costly trials of a task first.
     numbers = sorted(range(len(configurations())), key=lambda n: configurations()[n].strategy == "probe")
     todo = [(task, number) for task in TASKS for number in numbers if (task, number) not in there]
-    context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(prefix="portfolio-") as name,
-        ProcessPoolExecutor(
-            processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool,
+        _processes(processes) as pool,
         to.open("a") as file,
     ):
         folder = Path(name)
@@ -311,17 +307,15 @@ def lines(file: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Recorded trials, tasks by configurations; what diverged counts and has nothing.
+    """Recorded trials.
 
     Attributes:
-        tasks: their names.
-        counted, test, seconds: float [T, C].
+        known: what a search reads of them.
+        seconds: float [T, C].
         values: of each trial, of each epoch.
     """
 
-    tasks: tuple[str, ...]
-    counted: Picture
-    test: Picture
+    known: Portfolio
     seconds: Picture
     values: Mapping[tuple[int, int], Sequence[float]]
 
@@ -340,68 +334,62 @@ class Table:
             return np.array([[ran[task, n][name] or 0.0 for n in every] for task in tasks])
 
         return cls(
-            tasks=tasks,
-            counted=array("counted"),
-            test=array("test"),
+            known=Portfolio(
+                tasks=tasks,
+                configurations=tuple(map(_told, configurations())),
+                counted=array("counted"),
+                test=array("test"),
+            ),
             seconds=array("seconds"),
             values={(place, n): ran[task, n]["values"] for place, task in enumerate(tasks) for n in every},
         )
 
-    def regret(self, task: int, tried: Sequence[int]) -> float:
-        """Points of test accuracy that the best of some trials, by validation, lacks of the best there is."""
-        best = max(tried, key=lambda n: self.counted[task, n])
-        return 100 * float(self.test[task].max() - self.test[task, best])
 
-
-def chosen(table: Table, tasks: Sequence[int], count: int = FIRST) -> list[int]:
-    """Configurations that complement one another on some tasks, the best first."""
-    found: list[int] = []
-    for _ in range(count):
-        left = [n for n in range(table.test.shape[1]) if n not in found]
-
-        def cost(n: int) -> tuple[float, float]:
-            regrets = [table.regret(task, [*found, n]) for task in tasks]
-            # Where none lowers it further: what is good by itself.
-            return statistics.fmean(regrets), -float(table.counted[list(tasks), n].mean())
-
-        found.append(min(left, key=cost))
-    return found
-
-
-def choose(file: Path, seeds: int) -> dict[str, Any]:
-    """What we ship, and what it would be worth on a task that it does not know."""
-    table = Table.of(file)
-    every = range(len(table.tasks))
-    left_out = {
-        name: [
-            table.regret(task, chosen(table, [n for n in every if n != task])[:count])
-            for count in (1, 3, FIRST)
-        ]
-        for task, name in enumerate(table.tasks)
+def _told(hparams: HParams) -> dict[str, Any]:
+    """What is kept of a configuration: what a trial of it reads, but for its seed and its backbone."""
+    left_out = ("seed", "max_epochs", *IMAGE.backbone_knobs)
+    return {
+        name: round(value, 6) if isinstance(value, float) else value
+        for name, value in hparams.active.items()
+        if name not in left_out
     }
-    spec = the_spec()
+
+
+def choose(file: Path, seeds: int, to: Path) -> dict[str, Any]:
+    """What first trials would be worth on a task that the table does not know; and the file that we ship."""
+    table = Table.of(file)
+    known = table.known
+    to.write_text(known.to_json())
+    places, every = range(len(known.configurations)), range(len(known.tasks))
+    left_out = {}
+    for task, name in enumerate(known.tasks):
+        first = known.complementing(places, FIRST, tasks=[each for each in every if each != task])
+        left_out[name] = [100 * known.regret(task, first[:count]) for count in COUNTS]
     others = {
-        f"{sampler}, 64 trials": [
-            searched(table, task, spec, sampler, "none", seed, trials=64)
+        (sampler, trials): [
+            searched(table, task, _spec_with(sampler, "none"), seed, trials=trials).regret
             for task in every
             for seed in range(seeds)
         ]
         for sampler in ("tpe", "random")
+        for trials in (FIRST, 64)
     }
-    order = chosen(table, every)
     return {
         "benchmark": "portfolio",
-        "trials": table.test.size,
+        "trials": known.test.size,
+        "bytes": to.stat().st_size,
         "regret_left_out": {name: [round(each, 2) for each in told] for name, told in left_out.items()},
-        "mean": [round(statistics.fmean(each), 2) for each in zip(*left_out.values(), strict=True)],
-        **{name: [round(statistics.fmean(each), 2), _error(each)] for name, each in others.items()},
-        "first": [_shipped(configurations()[n]) for n in order],
+        **{
+            f"first_{count}": _mean(told)
+            for count, told in zip(COUNTS, zip(*left_out.values(), strict=True), strict=True)
+        },
+        **{f"{sampler}_{trials}": _mean(each) for (sampler, trials), each in others.items()},
     }
 
 
-def _shipped(hparams: HParams) -> dict[str, Any]:
-    """What a search is told of a configuration: the knobs of the space that it reads."""
-    return {name: value for name, value in hparams.active.items() if name in the_spec().space}
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """A mean and its standard error."""
+    return round(statistics.fmean(values), 2), _error(values)
 
 
 def _error(values: Sequence[float]) -> float:
@@ -469,28 +457,38 @@ def nearest(hparams: HParams) -> int:
     return int((apart * weights).sum(1).argmin())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """What a search of recorded trials came to.
+
+    Attributes:
+        regret: points of test accuracy that its best lacks of the best there is.
+        trials: of each the place of what it was worth, and whether it was completed.
+    """
+
+    regret: float
+    trials: Sequence[tuple[int, bool]]
+
+
 def searched(
     table: Table,
     task: int,
     spec: SearchSpec,
-    sampler: str,
-    pruner: str,
     seed: int,
     *,
     trials: int | None = None,
     seconds: float = math.inf,
-) -> float:
-    """The regret of a search by a sampler and a pruner, for so many trials or so long."""
-    search = spec.search.model_copy(update={"sampler": sampler, "pruner": pruner, "seed": seed})
-    spec = spec.model_copy(update={"search": search})
+) -> Searched:
+    """A search by the spec's sampler and pruner, for so many trials or so long."""
+    spec = spec.model_copy(update={"search": spec.search.model_copy(update={"seed": seed})})
     drawn: dict[int, HParams] = {}
     study = optuna.create_study(
         direction="maximize",
         sampler=build_sampler(spec, 0, lambda trial: False),
         pruner=build_pruner(spec, lambda trial: drawn.get(trial.number)),
     )
-    ran, spent = list[int](), 0.0
-    while spent < seconds and (trials is None or len(drawn) < trials):
+    ran, spent = list[tuple[int, bool]](), 0.0
+    while spent < seconds and (trials is None or len(ran) < trials):
         trial = study.ask()
         hparams = space.suggest(trial, spec, trial.number)
         assert isinstance(hparams, HParams)
@@ -506,42 +504,86 @@ def searched(
         if stopped:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            study.tell(trial, float(table.counted[task, number]))
-            ran.append(number)
-    return table.regret(task, ran or [number])
+            study.tell(trial, float(table.known.counted[task, number]))
+        ran.append((number, not stopped))
+    tried = [number for number, completed in ran if completed] or [number]
+    return Searched(regret=100 * table.known.regret(task, tried), trials=ran)
+
+
+def _spec_with(sampler: str, pruner: str) -> SearchSpec:
+    spec = the_spec()
+    search = spec.search.model_copy(update={"sampler": sampler, "pruner": pruner})
+    return spec.model_copy(update={"search": search})
+
+
+def _survival(
+    table: Table, task: int, trials: Sequence[tuple[int, bool]]
+) -> Iterator[tuple[str, bool, bool]]:
+    """Of each fine-tuning: its strategy, whether it was completed, and whether its end deserved that.
+
+    As many deserve it as were completed: those that would have ended best.
+    """
+    tuned = [each for each in trials if configurations()[each[0]].strategy != "probe"]
+    completed = sum(done for _, done in tuned)
+    order = sorted(range(len(tuned)), key=lambda place: -table.known.counted[task, tuned[place][0]])
+    for place, (number, done) in enumerate(tuned):
+        yield configurations()[number].strategy, done, place in order[:completed]
+
+
+def regret_of(file: Path, seeds: int, sampler: str, pruner: str, worth: int) -> dict[str, Any]:
+    """The line of a sampler with a pruner."""
+    table, spec, began = Table.of(file), _spec_with(sampler, pruner), time.process_time()
+    pairs = [(task, seed) for task in range(len(table.known.tasks)) for seed in range(seeds)]
+    found = [
+        searched(table, task, spec, seed, seconds=worth * float(table.seconds[task].mean()))
+        for task, seed in pairs
+    ]
+    fates = [
+        fate
+        for (task, _), each in zip(pairs, found, strict=True)
+        for fate in _survival(table, task, each.trials)
+    ]
+    survived = {}
+    for strategy in ("lp_ft", "full", "partial"):
+        own = [fate[1:] for fate in fates if fate[0] == strategy]
+        if own:
+            survived[strategy] = [round(statistics.fmean(each), 2) for each in zip(*own, strict=True)]
+    return {
+        "benchmark": "regret",
+        "sampler": sampler,
+        "pruner": pruner,
+        "worth_trials": worth,
+        "searches": len(found),
+        "trials": round(statistics.fmean(len(each.trials) for each in found), 1),
+        "regret": _mean([each.regret for each in found]),
+        "survived_and_deserved": survived,
+        "cpu": round(time.process_time() - began),
+    }
 
 
 def regret(
-    file: Path, seeds: int, samplers: Sequence[str], pruners: Sequence[str], worth: int
+    file: Path, seeds: int, samplers: Sequence[str], pruners: Sequence[str], worth: int, processes: int
 ) -> Iterator[dict[str, Any]]:
     """A line for each sampler with each pruner."""
-    table, spec = Table.of(file), the_spec()
-    for sampler in samplers:
-        for pruner in pruners:
-            began = time.process_time()
-            found = [
-                searched(
-                    table,
-                    task,
-                    spec,
-                    sampler,
-                    pruner,
-                    seed,
-                    seconds=worth * float(table.seconds[task].mean()),
-                )
-                for task in range(len(table.tasks))
-                for seed in range(seeds)
-            ]
-            yield {
-                "benchmark": "regret",
-                "sampler": sampler,
-                "pruner": pruner,
-                "worth_trials": worth,
-                "searches": len(found),
-                "regret": round(statistics.fmean(found), 2),
-                "error": _error(found),
-                "cpu": round(time.process_time() - began),
-            }
+    with _processes(processes) as pool:
+        told = [
+            pool.submit(regret_of, file, seeds, sampler, pruner, worth)
+            for sampler in samplers
+            for pruner in pruners
+        ]
+        for each in told:
+            yield each.result()
+
+
+def _processes(count: int) -> ProcessPoolExecutor:
+    """So many, of one thread each."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def main() -> None:
@@ -549,19 +591,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=("record", "choose", "regret"))
     parser.add_argument("--to", "--file", type=Path, default=RECORDED)
+    parser.add_argument("--ship", type=Path, default=IMAGE.portfolio, help="the file that `choose` writes")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--samplers", nargs="+", default=["tpe", "random", "qmc", "cmaes", "nsga2", "gp"])
     parser.add_argument("--pruners", nargs="+", default=["none", "asha", "hyperband", "median"])
     parser.add_argument("--worth", type=int, default=24, help="cost of a search, in trials of mean cost")
     asked = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _begin()
     if asked.what == "record":
         record(asked.to, asked.processes)
     elif asked.what == "choose":
-        print(json.dumps(choose(asked.to, asked.seeds)))
+        print(json.dumps(choose(asked.to, asked.seeds, asked.ship)))
     else:
-        for line in regret(asked.to, asked.seeds, asked.samplers, asked.pruners, asked.worth):
+        given = (asked.seeds, asked.samplers, asked.pruners, asked.worth, asked.processes)
+        for line in regret(asked.to, *given):
             print(json.dumps(line), flush=True)
 
 

@@ -261,6 +261,7 @@ class Modality(Hashable, Protocol[H]):
         suffixes: how the names of files end that hold an example each, in lower case.
         export_files: the formats that a model is exported in, and what their files are called.
         backbone_knobs: the knobs that decide which backbone is built, `backbone` and `weights` among them.
+        portfolio: the file of trials on other tasks that `search.study.portfolio` reads; None: there is none.
     """
 
     @property
@@ -274,6 +275,9 @@ class Modality(Hashable, Protocol[H]):
 
     @property
     def backbone_knobs(self) -> tuple[str, ...]: ...
+
+    @property
+    def portfolio(self) -> Path | None: ...
 
     @property
     def suffixes(self) -> Collection[str]: ...

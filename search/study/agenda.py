@@ -4,9 +4,9 @@ A solved head costs a pass over the images and says which backbone, size, featur
 it says holds for fine-tuning too, which costs some twenty times as much. So the first third of a search's
 trials, and of its time, goes at most to heads: first each backbone at each size on each kind of features,
 then the other solver and each policy on the best of these. The best few are fine-tuned by recipe, each from
-its own head, and one is trained by each other recipe. The sampler has the rest. Heads end sooner where
-fine-tuning would no longer end in time, and have all of it where that is too short to fine-tune at all; one
-that would not end itself, since its policy has many views, is left out.
+its own head, one is trained by each other recipe, and then what did well on other tasks. The sampler has the
+rest. Heads end sooner where fine-tuning would no longer end in time, and have all of it where that is too
+short to fine-tune at all; one that would not end itself, since its policy has many views, is left out.
 
 All of it follows from the trials that were begun, so that a resumed search goes on with it.
 """
@@ -24,7 +24,8 @@ from optuna.trial import FrozenTrial
 from search.spec.domains import Choice, Fixed
 from search.spec.search_spec import SearchSpec
 from search.study import space
-from search.study.recipes import RECIPES, offered, recipe_of
+from search.study.portfolio import portfolio
+from search.study.recipes import RECIPES, SHARE, most_trials, offered, recipe_of
 
 __all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step", "agenda_notes", "cores_worth", "seconds_of"]
 
@@ -32,8 +33,6 @@ PHASE = "phase"
 """What a trial's phase is written down as."""
 SCREEN, TUNE = "screen", "tune"
 
-_SHARE = 3
-"""One of so many trials, and seconds, is a phase's at most."""
 _FEW = 3
 """Configurations whose heads are fine-tuned."""
 _OVER_HEAD = 3
@@ -130,7 +129,7 @@ class Agenda:
         tuning *= 1 + refit_times / cores_worth(workers)
         if spent + tuning > time:
             return time - spent, False
-        return min(time / _SHARE, time - _AMPLE * tuning) - spent if in_turn else -math.inf, True
+        return min(time / SHARE, time - _AMPLE * tuning) - spent if in_turn else -math.inf, True
 
     def _head_seconds(self, values: Mapping[str, Any] | None, begun: Sequence[FrozenTrial]) -> float:
         """What a head is expected to take, by the first one: each view of a policy is a pass of its own."""
@@ -160,6 +159,9 @@ class Agenda:
                 # Features of stages suit what was fitted to them; what begins anew has its own.
                 kept = {name: seen[name] for name in seen if name != "features" or strategy == "lp_ft"}
                 yield from self._fitted({**recipe_of(self._spec, strategy), **kept})
+        own = {name: distinct[0][name] for name in self._spec.modality.backbone_knobs if name in distinct[0]}
+        for values in portfolio(self._spec, fine_tuned=True):
+            yield from self._fitted({**values, **own})
 
     def _values(self, name: str, first: Mapping[str, Any]) -> list[Any]:
         """What a knob may be, the recipe's value first."""
@@ -199,11 +201,6 @@ def agenda_notes(spec: SearchSpec) -> list[str]:
 def cores_worth(at_once: int) -> float:
     """How many times as fast one training is on the cores of `at_once` trials, as far as one can guess."""
     return float(max(1, at_once) ** 0.75)
-
-
-def most_trials(budget: int) -> int:
-    """How many of a budget of trials a phase has at most."""
-    return max(1, budget // _SHARE)
 
 
 def seconds_of(trial: FrozenTrial) -> float:

@@ -10,9 +10,9 @@ from typing import Any
 
 from search.errors import BadInput
 from search.home import Home
-from search.spec.domains import Fixed
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study import space
+from search.study.recipes import carried_over
 from search.study.search_study import SearchStudy
 from trainables.errors import did_you_mean
 from trainables.training.hparams import HParams
@@ -76,7 +76,7 @@ def start_of(spec: SearchSpec, home: Home) -> Start | None:
         if begun is None or _alike(begun.hparams) in told:
             continue
         told.append(_alike(begun.hparams))
-        params = space.fitted_params(spec, _values(begun.hparams, spec))
+        params = space.fitted_params(spec, carried_over(begun.hparams, spec))
         if params is None:
             passed += 1
             continue
@@ -92,14 +92,6 @@ def start_of(spec: SearchSpec, home: Home) -> Start | None:
             "their choices (strategy, policy and so on), or leave start_from out"
         )
     return Start(name=earlier.name, trials=taken, left_out=left_out)
-
-
-def _values(hparams: HParams, spec: SearchSpec) -> dict[str, Any]:
-    """What a trial is, the trunk's rate in the way in which the new space has it."""
-    rate = hparams.trunk_rate
-    if spec.domain("trunk_lr") == Fixed(value=None):
-        return hparams.to_dict() | {"trunk_lr": None, "backbone_lr_mult": rate / hparams.lr}
-    return hparams.to_dict() | {"trunk_lr": rate}
 
 
 def _alike(hparams: HParams) -> dict[str, Any]:

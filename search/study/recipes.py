@@ -12,8 +12,21 @@ from typing import Any
 
 from search.spec.domains import Choice, Fixed
 from search.spec.search_spec import SearchSpec
+from trainables.training.hparams import HParams
 
-__all__ = ["FROM_SOLVED", "RECIPES", "offered", "recipe_of", "recipes"]
+__all__ = [
+    "FROM_SOLVED",
+    "RECIPES",
+    "SHARE",
+    "carried_over",
+    "most_trials",
+    "offered",
+    "recipe_of",
+    "recipes",
+]
+
+SHARE = 3
+"""One of so many trials, and seconds, each kind of what is begun with has at most."""
 
 _HEAD: Mapping[str, Any] = {"solver": ("ridge", "logistic"), "features": ("grid", "stages"), "policy": "none"}
 _TRUNK: Mapping[str, Any] = {
@@ -67,6 +80,19 @@ def recipe_of(spec: SearchSpec, strategy: str) -> dict[str, Any]:
     found = {name: offered(spec, name, value) for name, value in told.items() if name in spec.knobs}
     values = {**fixed, **{name: each.value for name, each in found.items() if each}, "strategy": strategy}
     return {name: value for name, value in values.items() if spec.knobs[name].rows is None}
+
+
+def most_trials(budget: int) -> int:
+    """How many of a budget of trials that is."""
+    return max(1, budget // SHARE)
+
+
+def carried_over(hparams: HParams, spec: SearchSpec) -> dict[str, Any]:
+    """What another search's trial was, the trunk's rate in the way in which the spec's space has it."""
+    rate = hparams.trunk_rate
+    if spec.domain("trunk_lr") == Fixed(value=None):
+        return hparams.to_dict() | {"trunk_lr": None, "backbone_lr_mult": rate / hparams.lr}
+    return hparams.to_dict() | {"trunk_lr": rate}
 
 
 def _admits(spec: SearchSpec, recipe: Mapping[str, Any]) -> bool:

@@ -11,11 +11,19 @@ import optuna
 
 from search.spec.domains import Choice, Fixed, Range
 from search.spec.search_spec import SearchSpec
-from search.study.recipes import recipes
+from search.study.portfolio import portfolio
+from search.study.recipes import most_trials, recipes
 from trainables.training.hparams import HParams
 from trainables.training.knobs import Knob, Rows, is_active
 
-__all__ = ["configured", "default_params", "first_params", "fitted_params", "grid_params", "suggest"]
+__all__ = [
+    "configured",
+    "default_params",
+    "first_params",
+    "fitted_params",
+    "grid_params",
+    "suggest",
+]
 
 _RANGE = "range"
 
@@ -80,11 +88,21 @@ def _draw_cell(trial: optuna.trial.BaseTrial, name: str, column: Knob) -> Any:
 
 
 def first_params(spec: SearchSpec) -> list[dict[str, Any]]:
-    """What is run before the sampler draws: the recipes, or all of a grid."""
+    """What is run before the sampler draws: the recipes and the portfolio, or all of a grid."""
     if spec.search.sampler == "grid":
         return grid_params(spec)
-    fitted = (fitted_params(spec, values) for values in recipes(spec))
-    return [params for params in fitted if params is not None] or [default_params(spec)]
+    first = [params for values in recipes(spec) if (params := fitted_params(spec, values)) is not None]
+    if not first:
+        return [default_params(spec)]
+    known = [configured(params, spec) for params in first]
+    for values in portfolio(spec):
+        if len(first) >= most_trials(spec.search.trials):
+            break
+        params = fitted_params(spec, values)
+        if params is not None and (runs_as := configured(params, spec)) not in known:
+            known.append(runs_as)
+            first.append(params)
+    return first
 
 
 def configured(params: Mapping[str, Any], spec: SearchSpec) -> dict[str, Any] | None:

@@ -50,6 +50,7 @@ class ImageModality(Classification):
     hparams = ImageHParams
     suffixes = EXTENSIONS
     export_files = FILES
+    portfolio = Path(__file__).with_name("portfolio.json")
     backbone_knobs = ("backbone", "weights", "image_size")
 
     def load(

@@ -29,6 +29,7 @@ class Classification:
 
     suffixes: Collection[str] = ()
     item = "example"
+    portfolio: Path | None = None
     export_files: Mapping[str, str] = {"safetensors": "model.safetensors"}
 
     # The imports stand within, since a spec is read without torch.

@@ -78,7 +78,8 @@ def test_heads_are_screened_and_the_best_are_fine_tuned_before_the_sampler_draws
         ("lp_ft", "ridge", "stages", 48, "flip_crop"),
     ]
     assert found[:10] == [*(("screen", each) for each in heads), *(("tune", each) for each in tuned)]
-    assert [phase for phase, _ in found[10:]] == ["", ""]
+    assert [phase for phase, _ in found[10:]] == ["tune", "tune"]
+    assert {strategy for _, (strategy, *_) in found[10:]} <= {"lp_ft", "full"}
 
 
 @pytest.mark.parametrize("after", [1, 7])
