@@ -4,13 +4,14 @@ Candidates are the nearest of each example by three descriptions: its thumbnail;
 a shift leaves as it is; and the features of a trunk. The likeness of a pair of candidates is the correlation
 of their thumbnails at the best shift by a few pixels, where they overlap. What counts as nearly the same
 depends on the images (drawings on white are all alike), so that a pair must also be much more alike than
-other candidates are: a ratio of distances, as Lowe uses it in "Distinctive Image Features from
-Scale-Invariant Keypoints", IJCV 60 (2004).
+the other candidates of either are: a ratio of distances, as Lowe uses it in "Distinctive Image Features from
+Scale-Invariant Keypoints", IJCV 60 (2004). Thumbnails are compared twice, the second time at half their size
+and blurred: an image that was made small once has lost its details, a shifted one has kept them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -24,13 +25,14 @@ SIDE = 32
 _NEAREST = 3
 """Candidates by each description."""
 _ROWS, _FEW = 1024, 128
-_SHIFT = 4
+_SHIFT = 8
+"""The largest shift, as a part of the side."""
 _WIDTH = 128
 """Principal components of features that are looked at."""
 _ALIKE = 0.9
 _SAME = 0.995
-"""A likeness at which no other candidate is asked."""
-_RATIO = 0.4
+"""A likeness, of the larger ones, at which no other candidate is asked."""
+_RATIO = 0.28
 _OTHER = 3
 """With which of its candidates a pair is compared: three copies of one image are no reason to say none is."""
 _LEAST = 1e-6
@@ -46,51 +48,51 @@ def twins(thumbnails: Tensor, features: Tensor) -> list[tuple[int, int, float]]:
     if len(thumbnails) < 2:
         return []
     centred = thumbnails.float() - thumbnails.float().mean((1, 2), keepdim=True)
-    # Noise, and what falls between pixels, moves otherwise than the image when that is shifted.
-    smooth = avg_pool2d(pad(centred[:, None], (1, 1, 1, 1), mode="replicate"), 3, 1)[:, 0]
-    pixels = normalize(avg_pool2d(centred, 2).flatten(1), dim=1)
-    spectrum = normalize(_spectrum(centred), dim=1)
-    features = normalize(_whitened(features.float()), dim=1)
-    likeness = _Likeness(smooth)
-    alike: list[Tensor] = []
-    nearest: list[Tensor] = []
-    for part in torch.arange(len(centred)).split(_ROWS):
-        cosines = [each[part] @ each.T for each in (pixels, spectrum, features)]
-        candidates = _candidates(part, cosines)
-        nearest.append(candidates)
-        parts = zip(part.split(_FEW), candidates.split(_FEW), strict=True)
-        alike += [likeness.of(few, others) for few, others in parts]
-    every, places = torch.cat(alike), torch.cat(nearest)
-    every[:, 1:][places[:, 1:] == places[:, :-1]] = -1.0  # named by two descriptions
-    return list(_chosen(every, places))
-
-
-def _chosen(alike: Tensor, candidates: Tensor) -> Iterator[tuple[int, int, float]]:
-    """The pairs of which one of the two says that the other is much more alike than others are."""
-    other = alike.sort(1, descending=True).values[:, min(_OTHER, alike.shape[1] - 1)]
-    distance, usual = 1 - alike, (1 - other).clamp(min=_LEAST)
-    same = (alike > _SAME) | ((alike > _ALIKE) & (distance < _RATIO * usual[:, None]))
+    candidates = _candidates(
+        normalize(avg_pool2d(centred, 4).flatten(1), dim=1),
+        normalize(_spectrum(centred), dim=1),
+        normalize(_whitened(features.float()), dim=1),
+    )
     best: dict[tuple[int, int], float] = {}
-    for one, column in same.nonzero().tolist():
-        pair = (one, int(candidates[one, column]))
-        key = (min(pair), max(pair))
-        best[key] = max(best.get(key, 0.0), float(alike[one, column]))
-    for (one, two), value in sorted(best.items(), key=lambda each: (-each[1], each[0])):
-        yield one, two, min(1.0, value)
+    for images, same in ((_blurred(centred, 3), _SAME), (_blurred(avg_pool2d(centred, 2), 5), 1.0)):
+        for one, two, value in _chosen(_likeness(images, candidates), candidates, same):
+            best[one, two] = max(best.get((one, two), 0.0), value)
+    order = sorted(best.items(), key=lambda each: (-each[1], each[0]))
+    return [(one, two, min(1.0, value)) for (one, two), value in order]
 
 
-def _candidates(part: Tensor, cosines: Sequence[Tensor]) -> Tensor:
-    """The nearest few of each row by each description, int64 [B, K], ascending.
+def _chosen(alike: Tensor, candidates: Tensor, same: float) -> Iterator[tuple[int, int, float]]:
+    """The pairs that are much more alike than the other candidates of the two are, or as good as the same."""
+    other = alike.sort(1, descending=True).values[:, min(_OTHER, alike.shape[1] - 1)]
+    usual = (1 - other).clamp(min=_LEAST)
+    between = (usual[:, None] * usual[candidates]).sqrt()
+    chosen = (alike > same) | ((alike > _ALIKE) & (1 - alike < _RATIO * between))
+    for one, column in chosen.nonzero().tolist():
+        two = int(candidates[one, column])
+        yield min(one, two), max(one, two), float(alike[one, column])
+
+
+def _candidates(*descriptions: Tensor) -> Tensor:
+    """The nearest few of each example by each description, int64 [N, K], ascending.
 
     Args:
-        part: numbers of the rows, [B].
-        cosines: by description, [B, N].
+        descriptions: of unit length, [N, D] each.
     """
-    rows, found = torch.arange(len(part)), []
-    for each in cosines:
-        each[rows, part] = -2.0
-        found.append(each.topk(min(_NEAREST, each.shape[1] - 1), 1).indices)
-    return torch.cat(found, 1).sort(1).values
+    count = len(descriptions[0])
+    nearest, rows = min(_NEAREST, count - 1), []
+    for part in torch.arange(count).split(_ROWS):
+        found = []
+        for each in descriptions:
+            cosines = each[part] @ each.T
+            cosines[torch.arange(len(part)), part] = -2.0
+            found.append(cosines.topk(nearest, 1).indices)
+        rows.append(torch.cat(found, 1))
+    return torch.cat(rows).sort(1).values
+
+
+def _blurred(images: Tensor, pixels: int) -> Tensor:
+    """Noise, and what falls between pixels, moves otherwise than the image when that is shifted."""
+    return avg_pool2d(pad(images[:, None], (pixels // 2,) * 4, mode="replicate"), pixels, 1)[:, 0]
 
 
 def _spectrum(centred: Tensor) -> Tensor:
@@ -110,66 +112,45 @@ def _whitened(features: Tensor) -> Tensor:
     return components
 
 
-class _Likeness:
-    """The correlation of thumbnails at the best shift by a few pixels, where they overlap.
+def _likeness(images: Tensor, candidates: Tensor) -> Tensor:
+    """The correlation of images with their candidates [N, K], at the best shift and where they overlap.
+
+    One that is named twice has it once, and then -1.
 
     Args:
-        thumbnails: float [N, 32, 32].
+        images: float [N, S, S].
+        candidates: int64 [N, K], ascending.
     """
-
-    def __init__(self, thumbnails: Tensor) -> None:
-        spread = thumbnails.flatten(1).std(1).clamp(min=_LEAST)
-        self._images = thumbnails / spread[:, None, None]
-        self._spectra = torch.fft.rfft2(self._images)
-        self._sums, squares = _sums(self._images), _sums(self._images.square())
-        self._counts = torch.tensor([(SIDE - abs(down)) * (SIDE - abs(right)) for down, right in _SHIFTS])
-        self._spreads = (squares - self._sums.square() / self._counts).clamp(min=0).sqrt()
-
-    def of(self, part: Tensor, others: Tensor) -> Tensor:
-        """Likeness [B, K] of images `part` [B] and `others` [B, K]: at the likeliest shift, or unshifted."""
-        products = self._spectra[part][:, None] * self._spectra[others].conj()
-        around = torch.fft.irfft2(products, s=(SIDE, SIDE))  # as if images went on at the other edge
-        downs, rights = (torch.tensor(each) % SIDE for each in zip(*_SHIFTS, strict=True))
-        likeliest = around[:, :, downs, rights].argmax(2).flatten()
-        one, two = part[:, None].expand_as(others).flatten(), others.flatten()
-        best = self._at(len(_SHIFTS) // 2, one, two)
-        for place in likeliest.unique().tolist():
-            mine = likeliest == place
-            best[mine] = torch.maximum(best[mine], self._at(place, one[mine], two[mine]))
-        return best.view(others.shape)
-
-    def _at(self, place: int, one: Tensor, two: Tensor) -> Tensor:
-        """The correlation of pairs, each int64 [P], at one shift."""
-        down, right = _SHIFTS[place]
-        own = self._images[one][:, *_window(down, right)].flatten(1)
-        theirs = self._images[two][:, *_window(-down, -right)].flatten(1)
-        opposite = len(_SHIFTS) - 1 - place
-        sums = self._sums[one, place] * self._sums[two, opposite]
-        spreads = self._spreads[one, place] * self._spreads[two, opposite]
-        product = (own * theirs).sum(1) - sums / self._counts[place]
-        return (product / spreads.clamp(min=_LEAST)).float()
-
-
-_SHIFTS = [(down, right) for down in range(-_SHIFT, _SHIFT + 1) for right in range(-_SHIFT, _SHIFT + 1)]
-"""Each with its opposite at the place that is as far from the end."""
-
-
-def _window(down: int, right: int) -> tuple[slice, slice]:
-    """What of an image another one covers that is shifted."""
-    return tuple(slice(max(0, by), SIDE + min(0, by)) for by in (down, right))  # type: ignore[return-value]
-
-
-def _sums(images: Tensor) -> Tensor:
-    """The sum over the window of each shift, float64 [N, shifts]."""
-    total = torch.zeros(len(images), SIDE + 1, SIDE + 1, dtype=torch.float64)
-    total[:, 1:, 1:] = images.double().cumsum(1).cumsum(2)
+    side = images.shape[1]
+    most = side // _SHIFT
+    padded = (
+        side + most,
+    ) * 2  # with as many zeros, a shifted image does not come in again at the other edge
+    images = images / images.flatten(1).std(1).clamp(min=_LEAST)[:, None, None]
+    spectra = torch.fft.rfft2(images, s=padded)
+    # Each shift has its opposite at the place that is as far from the end.
+    shifts = torch.cartesian_prod(*[torch.arange(-most, most + 1)] * 2)
+    counts = (side - shifts.abs()).prod(1)
+    sums, squares = _sums(images, shifts), _sums(images.square(), shifts)
+    spreads = (squares - sums.square() / counts).clamp(min=0).sqrt()
+    means = sums / counts.sqrt()
+    downs, rights = (shifts % padded[0]).T
     found = []
-    for shift in _SHIFTS:
-        rows, columns = _window(*shift)
-        found.append(
-            total[:, rows.stop, columns.stop]
-            - total[:, rows.start, columns.stop]
-            - total[:, rows.stop, columns.start]
-            + total[:, rows.start, columns.start]
-        )
-    return torch.stack(found, 1)
+    for part in torch.arange(len(images)).split(_FEW):
+        others = candidates[part]
+        around = torch.fft.irfft2(spectra[part, None] * spectra[others].conj(), s=padded)
+        covaried = around[..., downs, rights] - means[part, None] * means[others].flip(2)
+        spread = spreads[part, None] * spreads[others].flip(2)
+        found.append((covaried / spread.clamp(min=_LEAST)).amax(2))
+    alike = torch.cat(found)
+    alike[:, 1:][candidates[:, 1:] == candidates[:, :-1]] = -1.0
+    return alike
+
+
+def _sums(images: Tensor, shifts: Tensor) -> Tensor:
+    """The sum over what another image covers that is shifted, [N, shifts]."""
+    side = images.shape[1]
+    total = pad(images.cumsum(1).cumsum(2), (1, 0, 1, 0))
+    top, left = shifts.clamp(min=0).T
+    bottom, right = (side + shifts.clamp(max=0)).T
+    return total[:, bottom, right] - total[:, top, right] - total[:, bottom, left] + total[:, top, left]
