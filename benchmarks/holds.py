@@ -7,7 +7,8 @@ scikit-learn's digits, Fashion-MNIST (1,000 training and 500 validation images a
 are drawn here.
 
 - `calibration`: expected calibration errors (15 bins) on test images before and after the temperature of the
-  validation images, and how often conformal sets of 90 % hold the true class, a split a seed.
+  validation images, what it would be of perfect probabilities on as many images, and how often conformal
+  sets of 90 % hold the true class, a split a seed.
 - `labels`: 5 % of labels changed: which share of the 5 % that are doubted most were.
 - `twins`: images encoded again, resized or shifted from one split to another: which share is found, and how
   many other pairs are told; seconds for 10,000.
@@ -92,7 +93,7 @@ class Bench:
 LIMITS: dict[str, dict[str, int]] = {
     "digits": {},
     "fashion-mnist": {"train_limit": 1000, "validation_limit": 500, "test_limit": 2000},
-    "shapes": {},
+    "shapes": {"train_limit": 1200, "validation_limit": 400},
 }
 
 
@@ -113,7 +114,7 @@ def draw_shape(pen: ImageDraw.ImageDraw, name: str, x: int, y: int, r: int, ink:
             pen.ellipse(box, outline=ink, width=3)
 
 
-def draw_shapes(folder: Path, count: int = 400, seed: int = 0) -> None:
+def draw_shapes(folder: Path, count: int = 3000, seed: int = 0) -> None:
     """Shapes of a class each, some of them hardly to be told under noise."""
     numbers = np.random.default_rng(seed)
     for name in SHAPES:
@@ -139,8 +140,9 @@ def calibration(bench: Bench, seeds: int) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for name, limits in LIMITS.items():
+        limits = {split: count for split, count in limits.items() if split != "test_limit"}
         for kind, knobs in kinds.items():
-            before, after, covered = [], [], []
+            before, after, perfect, covered = [], [], [], []
             for seed in range(seeds):
                 data = bench.data(name, seed, **limits)
                 hparams = HParams(image_size=SIZE, max_epochs=6, seed=seed, **knobs)
@@ -152,19 +154,29 @@ def calibration(bench: Bench, seeds: int) -> dict[str, Any]:
                 labels, answers = (data.labels[data.splits[split]] for split in ("validation", "test"))
                 factor = calibrated(held, labels).factor
                 before.append(calibration_error(test.softmax(1), answers))
-                after.append(calibration_error((factor * test).softmax(1), answers))
+                shares = (factor * test).double().softmax(1)
+                after.append(calibration_error(shares, answers))
+                perfect.append(_of_perfect(shares))
                 least = threshold((factor * held).softmax(1), labels, 0.9)
-                inside = classes_in((factor * test).softmax(1), least)
+                inside = classes_in(shares, least)
                 covered.append(float(inside[torch.arange(len(answers)), answers].double().mean()))
             found[f"{name}, {kind}"] = {
                 "test_images": len(answers),
                 "before": mean(before),
                 "after": mean(after),
                 "after_largest": round(max(after), 4),
+                "of_perfect_probabilities": mean(perfect),
                 "coverage": mean(covered),
                 "coverages": [round(each, 3) for each in covered],
             }
     return found
+
+
+def _of_perfect(shares: Tensor, times: int = 10) -> float:
+    """The calibration error that probabilities [N, C] show which hold: of labels that are drawn by them."""
+    numbers = torch.Generator().manual_seed(0)
+    drawn = (torch.multinomial(shares, 1, generator=numbers).squeeze(1) for _ in range(times))
+    return statistics.fmean(calibration_error(shares, labels) for labels in drawn)
 
 
 def labels(bench: Bench, seeds: int) -> dict[str, Any]:

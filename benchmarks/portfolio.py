@@ -596,7 +596,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--samplers", nargs="+", default=["tpe", "random", "qmc", "cmaes", "nsga2", "gp"])
     parser.add_argument("--pruners", nargs="+", default=["none", "asha", "hyperband", "median"])
-    parser.add_argument("--worth", type=int, default=24, help="cost of a search, in trials of mean cost")
+    parser.add_argument("--worth", type=int, default=160, help="cost of a search, in trials of mean cost")
     asked = parser.parse_args()
     _begin()
     if asked.what == "record":

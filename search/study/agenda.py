@@ -13,6 +13,7 @@ All of it follows from the trials that were begun, so that a resumed search goes
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,8 +161,13 @@ class Agenda:
                 kept = {name: seen[name] for name in seen if name != "features" or strategy == "lp_ft"}
                 yield from self._fitted({**recipe_of(self._spec, strategy), **kept})
         own = {name: distinct[0][name] for name in self._spec.modality.backbone_knobs if name in distinct[0]}
-        for values in portfolio(self._spec, fine_tuned=True):
+        for values in self._did_well:
             yield from self._fitted({**values, **own})
+
+    @functools.cached_property
+    def _did_well(self) -> Sequence[Mapping[str, Any]]:
+        """Fine-tunes that did well on other tasks."""
+        return list(portfolio(self._spec, fine_tuned=True))
 
     def _values(self, name: str, first: Mapping[str, Any]) -> list[Any]:
         """What a knob may be, the recipe's value first."""

@@ -344,10 +344,12 @@ class SearchStudy(StudyResults):
 
 def _first_steps(spec: SearchSpec, start: Sequence[Mapping[str, Any]]) -> list[Step]:
     """What is run before all else; of an agenda its first step, since the others follow from results."""
-    first = [Step(phase="", params=params) for params in space.first_params(spec)]
+    first = space.first_params(spec)
     if Agenda.has(spec):
-        first = [Step(phase=SCREEN, params=first[0].params)]
-    return [*first, *(Step(phase="", params=params) for params in start)]
+        steps = [Step(phase=SCREEN, params=next(first))]
+    else:
+        steps = [Step(phase="", params=params) for params in first]
+    return [*steps, *(Step(phase="", params=params) for params in start)]
 
 
 def _attributes(step: Step) -> dict[str, Any]:

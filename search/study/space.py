@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -87,22 +87,21 @@ def _draw_cell(trial: optuna.trial.BaseTrial, name: str, column: Knob) -> Any:
     return trial.suggest_float(name, column.low, column.high)
 
 
-def first_params(spec: SearchSpec) -> list[dict[str, Any]]:
+def first_params(spec: SearchSpec) -> Iterator[dict[str, Any]]:
     """What is run before the sampler draws: the recipes and the portfolio, or all of a grid."""
     if spec.search.sampler == "grid":
-        return grid_params(spec)
+        yield from grid_params(spec)
+        return
     first = [params for values in recipes(spec) if (params := fitted_params(spec, values)) is not None]
-    if not first:
-        return [default_params(spec)]
+    yield from first or [default_params(spec)]
     known = [configured(params, spec) for params in first]
-    for values in portfolio(spec):
-        if len(first) >= most_trials(spec.search.trials):
-            break
+    for values in portfolio(spec) if first else ():
+        if len(known) >= most_trials(spec.search.trials):
+            return
         params = fitted_params(spec, values)
         if params is not None and (runs_as := configured(params, spec)) not in known:
             known.append(runs_as)
-            first.append(params)
-    return first
+            yield params
 
 
 def configured(params: Mapping[str, Any], spec: SearchSpec) -> dict[str, Any] | None:

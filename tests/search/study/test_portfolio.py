@@ -91,7 +91,7 @@ def test_a_search_begins_with_recipes_and_then_with_the_portfolio() -> None:
 
 def test_few_trials_begin_with_recipes_alone() -> None:
     spec = spec_of("search.trials=6")
-    assert len(space.first_params(spec)) == len(list(recipes(spec)))
+    assert len(list(space.first_params(spec))) == len(list(recipes(spec)))
 
 
 def test_what_a_space_lacks_is_left_out() -> None:

@@ -132,7 +132,7 @@ def test_the_first_trial_is_a_solved_head_on_stages_as_far_as_the_space_has_it(
 
 
 def test_a_space_without_such_a_choice_begins_as_it_always_did() -> None:
-    assert space.first_params(small()) == [space.default_params(small())]
+    assert list(space.first_params(small())) == [space.default_params(small())]
 
 
 def test_a_trunk_whose_rate_follows_from_the_heads_is_begun_with_as_before() -> None:
