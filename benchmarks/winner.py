@@ -5,8 +5,8 @@
 Fashion-MNIST, EfficientNet-Lite0 with its ImageNet weights, 4,000 test images; each seed draws the training
 and the validation images anew. The trials are a fixed few: heads that are solved for, which cost seconds, and
 fine-tunes that begin with one. Prints a JSON line a seed: for the heads alone and for all trials the test
-accuracy of the plain winner (by validation accuracy), of its refit on training and validation images, and of
-the ensemble that is chosen on validation images, with what says whether that pays.
+accuracy of the plain winner (by validation accuracy), of its refit on training and validation images, of the
+ensemble that is chosen on validation images, with what says whether that pays, and of its members' refits.
 """
 
 from __future__ import annotations
@@ -91,15 +91,18 @@ def compared(
     winner = order[0]
     labels = bench.data.labels[bench.data.splits["validation"]]
     chosen = select(torch.stack([ran[name][0] for name in order]), labels)
-    average = torch.stack(
-        [
-            share * (chosen.factors[place] * ran[order[place]][1]).softmax(1)
+
+    def averaged(tests: dict[str, Tensor]) -> float:
+        parts = [
+            share * (chosen.factors[place] * tests[order[place]]).softmax(1)
             for place, share in chosen.shares.items()
         ]
-    ).sum(0)
-    plain, ensemble = bench.accuracy(ran[winner][1]), bench.accuracy(average.log())
-    refit, _ = bench.trained(every[winner], "train", "validation")
-    refitted = bench.accuracy(refit.logits("test"))
+        return bench.accuracy(torch.stack(parts).sum(0).log())
+
+    plain, ensemble = bench.accuracy(ran[winner][1]), averaged({name: ran[name][1] for name in ran})
+    members = {winner, *(order[place] for place in chosen.shares)}
+    refits = {name: bench.trained(every[name], "train", "validation")[0].logits("test") for name in members}
+    refitted, both = bench.accuracy(refits[winner]), averaged(refits)
     return {
         "winner": winner,
         "claimed": round(ran[winner][2], 4),
@@ -108,6 +111,8 @@ def compared(
         "refit_gain": round(refitted - plain, 4),
         "ensemble": ensemble,
         "ensemble_gain": round(ensemble - plain, 4),
+        "ensemble_of_refits": both,
+        "ensemble_of_refits_gain": round(both - plain, 4),
         "shares": {order[place]: round(share, 2) for place, share in chosen.shares.items()},
         "pays": chosen.pays,
         "left_out": {
