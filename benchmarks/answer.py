@@ -175,7 +175,14 @@ def _peer(arm: Arm, seed: int, data: ImageData, chosen: Sequence[int], folder: P
         frames = source.frames(how.frame_size, how.interpolation)
         arrays |= {f"{name}_x": frames[places].numpy(), f"{name}_y": source.labels[places].numpy()}
     np.savez(folder / "data.npz", **arrays)
-    words = ["--data=data.npz", f"--size={SIZE}", f"--seed={seed}", "--trials=16", "--epochs=4"]
+    words = [
+        "--data=data.npz",
+        f"--size={SIZE}",
+        f"--seed={seed}",
+        "--trials=16",
+        "--epochs=4",
+        "--new-actors",
+    ]
     printed = _python(folder, str(ROOT / "benchmarks" / "peer_plain_tune.py"), *words)
     told = json.loads(printed.strip().splitlines()[-1])
     return {name: told[name] for name in ("seconds", "best", "test_accuracy", "errors")}

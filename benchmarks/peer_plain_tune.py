@@ -154,6 +154,7 @@ def search(
     data: Any,
     policies: list[str],
     test: Callable[[mlflow.MlflowClient, str], float] | None = None,
+    reuse: bool = True,
 ) -> None:
     """Runs the search of a function trainable and prints the line.
 
@@ -164,6 +165,7 @@ def search(
         data: goes through the object store.
         policies: to choose from.
         test: what the best of an experiment's models is worth.
+        reuse: whether a process runs one trial after another.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +196,7 @@ def search(
                 mode="max",
                 num_samples=asked.trials,
                 max_concurrent_trials=asked.workers,
-                reuse_actors=True,
+                reuse_actors=reuse,
                 search_alg=ConcurrencyLimiter(
                     OptunaSearch(sampler=TPESampler(seed=asked.seed)), asked.workers
                 ),
@@ -213,7 +215,7 @@ def search(
         seconds = time.perf_counter() - began
         tested = {} if test is None else {"test_accuracy": round(test(found, experiment.experiment_id), 4)}
         ray.shutdown()
-    numbers = {name: value for name, value in vars(asked).items() if name != "data"}
+    numbers = {name: value for name, value in vars(asked).items() if name not in ("data", "new_actors")}
     line = {
         "benchmark": Path(sys.argv[0]).stem,
         **numbers,
@@ -233,6 +235,11 @@ def main() -> None:
     for name, default in (("trials", 64), ("seed", 0), ("size", 96), ("workers", 2), ("epochs", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
+        "--new-actors",
+        action="store_true",
+        help="a process for each trial: where logging a model takes long, a reused one ends the search",
+    )
+    parser.add_argument(
         "--data",
         type=Path,
         required=True,
@@ -244,7 +251,7 @@ def main() -> None:
         data = dict(file)
     policies = ["none", "flip_crop", "trivial_augment", "rand_augment"]
     test = functools.partial(accuracy_on_test, data=data) if "test_x" in data else None
-    search(asked, began, train, data, policies, test)
+    search(asked, began, train, data, policies, test, reuse=not asked.new_actors)
 
 
 if __name__ == "__main__":
