@@ -77,5 +77,5 @@ def inspect(
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if sheet is not None:
         shown = write_sheet(sheet, checked, found, data, backbone)
-        told = f"{shown} images drawn into {sheet}"
+        told = f"{shown} images drawn into {sheet}" if shown else f"nothing is doubtful: {sheet} is not drawn"
         errors.print(told, markup=False, highlight=False, soft_wrap=True)

@@ -33,7 +33,11 @@ def show_winner(row: TrialRow) -> None:
         _show_finalists(row)
     else:
         told = f"best trial {row.trial}: {row.value:.4f}"
-        told += "" if row.corrected is None else f" (selected; {row.corrected:.4f} expected on new data)"
+        told += (
+            " (selected"
+            + ("" if row.corrected is None else f"; {row.corrected:.4f} expected on new data")
+            + ")"
+        )
         told += f", with the model of epoch {row.epoch}"
         console.print(told, style="bold", soft_wrap=True)
         if row.chance is not None:

@@ -65,7 +65,7 @@ def export(
         int | None, typer.Option(min=0, help="A trial in place of the best, the winner or its refit.")
     ] = None,
     finalist: Annotated[
-        int | None, typer.Option(min=0, help="A trial among the finalists: the best of its fresh runs.")
+        int | None, typer.Option(min=0, help="A trial among the finalists: its run on the first fresh seed.")
     ] = None,
     formats: Annotated[
         list[Format] | None,

@@ -185,12 +185,14 @@ def trials(
     elif as_csv:
         _write_csv(rows)
     else:
-        table = Table("trial", "state", "value", "epochs", "hyperparameters", box=None)
+        phased = any(row.phase for row in rows)
+        table = Table("trial", "state", *["phase"] * phased, "value", "epochs", "hyperparameters", box=None)
         for row in rows:
             value = "" if row.value is None else f"{row.value:.4f}"
             params = " ".join(f"{key}={short(row.params[key])}" for key in row.sampled)
             state = row.state.lower() + "".join(f"; {missed}" for missed in row.violated)
-            table.add_row(str(row.trial), state, value, str(row.epochs), params)
+            phase = [row.phase] * phased
+            table.add_row(str(row.trial), state, *phase, value, str(row.epochs), params)
         console.print(table)
         for row in (each for each in rows if each.state == "FAIL"):
             reason = next(reversed(row.reason.strip().splitlines()), "no reason is known")

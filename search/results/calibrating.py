@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from search.errors import BadInput
 from search.results.evaluation import split_logits
 from search.results.rows import TrialRow, trial_folder
 from search.search import Search
@@ -26,13 +27,16 @@ def calibrated_model(search: Search, row: TrialRow, loaded: LoadedModel, data: D
     The temperature is found on the validation images. A refit has seen these: it has the temperature that
     its trial's model, which has not, needs on them; or where its head is solved for, what left-out scores
     gave it.
-    Labels stay what they are.
+    Labels stay what they are. Where that trial's model is gone, so is the temperature.
 
     Args:
         search: whose model it is.
         row: of the model.
         loaded: the model, which is changed.
         data: that it was trained on.
+
+    Raises:
+        BadInput: if sets of classes are asked for and that model is gone.
     """
     kind, labels = search.spec.modality, data.labels[data.splits["validation"]]
     if not loaded.card.has_seen_validation:
@@ -42,8 +46,13 @@ def calibrated_model(search: Search, row: TrialRow, loaded: LoadedModel, data: D
     else:
         try:
             own = load_delta(trial_folder(search, row) / MODEL_FOLDER)
-        except ModelError:
-            return loaded  # of the trial nothing is left to find a temperature with
+        except ModelError as error:  # nothing is left to find a temperature with
+            if search.spec.search.conformal:
+                raise BadInput(
+                    f"sets of classes are found with the model of trial {row.trial}, which cannot be opened: "
+                    f"{error}; export without them: --set search.conformal=null"
+                ) from error
+            return loaded
         logits = split_logits(kind.predictor(own), data, "validation")
         found, of = calibrated(logits, labels), f"{len(labels):,} validation {kind.item}s, before the refit"
         hparams = loaded.card.hparams

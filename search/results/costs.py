@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from search.console import duration
 from search.results.rows import TrialRow
 from search.search import Search
+from search.study.agenda import SCREEN, TUNE
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import read_epochs
 
@@ -49,16 +50,27 @@ def rungs(search: Search, rows: Sequence[TrialRow]) -> list[Sequence[Any]]:
     return told
 
 
+def phases(search: Search, rows: Sequence[TrialRow]) -> list[Sequence[Any]]:
+    """The same as `strategies` of each phase; nothing where there was but one."""
+    names = {SCREEN: "heads, screened", TUNE: "the best, fine-tuned", "": search.spec.search.sampler}
+    told = list(_by(search, rows, lambda row: names.get(row.phase, row.phase)))
+    return told if len(told) > 1 else []
+
+
 def strategies(search: Search, rows: Sequence[TrialRow]) -> list[Sequence[Any]]:
     """Of each strategy its trials, epochs, seconds of training and best value."""
-    told: list[Sequence[Any]] = []
-    for name in dict.fromkeys(str(row.params.get("strategy", "")) for row in rows):
-        mine = [row for row in rows if str(row.params.get("strategy", "")) == name]
+    return list(_by(search, rows, lambda row: str(row.params.get("strategy", ""))))
+
+
+def _by(
+    search: Search, rows: Sequence[TrialRow], name_of: Callable[[TrialRow], str]
+) -> Iterator[Sequence[Any]]:
+    for name in dict.fromkeys(map(name_of, rows)):
+        mine = [row for row in rows if name_of(row) == name]
         seconds = [known for row in mine if (known := _seconds(search, row.trial)) is not None]
         took = duration(sum(seconds)) if seconds else ""
         each = f"{sum(seconds) / len(seconds):.2f} s" if seconds else ""
-        told.append((name, len(mine), sum(row.epochs for row in mine), took, each, _best(search, mine)))
-    return told
+        yield name, len(mine), sum(row.epochs for row in mine), took, each, _best(search, mine)
 
 
 def _seconds(search: Search, trial: int) -> float | None:

@@ -84,7 +84,7 @@ class ExportedModel:
 def opened_model(
     search: Search, trial: int | None = None, finalist: int | None = None, *, unchecked: bool = False
 ) -> ExportedModel:
-    """The model of a trial (None: the best, the winner, or its refit), or of a finalist's best fresh run.
+    """The model of a trial (None: the best, the winner, or its refit), or of a finalist's first run.
 
     Its probabilities are calibrated, where there is data to do it by.
 

@@ -15,6 +15,7 @@ from search import __version__
 from search.results.rows import TrialRow, WinnerRow
 from search.search import Search
 from search.study.finalists import mean_text
+from search.study.intervals import is_share
 from trainables.modalities import modality
 from trainables.training.card import Card
 from trainables.training.splits import SPLITS
@@ -65,6 +66,7 @@ def readme(
         sizes={name: f"{images[name]:,}" if name in images else "unknown" for name in SPLITS},
         fingerprint=fingerprint,
         metrics=list(_metrics(search, row, card, images)),
+        chance=row.finalists[0].chance if isinstance(row, WinnerRow) else row.chance,
         licence=modality(card.hparams.modality).licence(card),
         versions=", ".join(
             [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]
@@ -98,7 +100,7 @@ def _metrics(
             continue
         split = "validation" if name.startswith("val_") else "test"
         count = images.get(split, 0)
-        bounds = interval(value, count) if name.endswith("_accuracy") else None
+        bounds = interval(value, count) if is_share(name) else None
         yield {
             "name": name,
             "value": value,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -131,9 +132,8 @@ class Registration:
         """The value of another graph on this model's validation images; None where it tells other classes."""
         kind, data = self._model.modality, self._data
         predictor = kind.read_export(_FORMAT, graph)
-        metric = self._candidate.metric.removeprefix("val_")
         if predictor.card.classes != data.classes:
             return None
         labels = data.labels[data.splits["validation"]]
-        value = getattr(kind.scores(validation_logits(predictor, data), labels), metric, None)
-        return None if value is None else float(value)
+        scores: Mapping[str, float] = kind.scores(validation_logits(predictor, data), labels).named("val")
+        return scores.get(self._candidate.metric)

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from search import __version__
 from search.console import short
 from search.errors import BadInput
-from search.results.costs import cost, failures, rungs, strategies
+from search.results.costs import cost, failures, phases, rungs, strategies
 from search.results.evaluation import evaluated, policy_picture
 from search.results.pictures import pictures
 from search.results.readme import interval
@@ -73,6 +73,7 @@ def report(search: Search) -> str:
         pictures=[{"title": title, "svg": svg} for title, svg in pictures(study, rows, metric)],
         cost=cost(search, rows),
         rungs=rungs(search, rows),
+        phases=phases(search, rows),
         strategies=strategies(search, rows),
         failures=failures(rows),
         listed=f"The best {len(listed)} of {len(rows)}, every finalist among them.",

@@ -10,6 +10,7 @@ from typing import Any
 from search.errors import BadInput, TransferSearchError
 from search.home import Home
 from search.search import Search
+from search.study.agenda import PHASE
 from search.study.ensemble import made_of
 from search.study.finalists import Finalist, candidates
 from search.study.trials import Ending, TrialRecord
@@ -117,6 +118,7 @@ class TrialRow:
             was found.
         objectives: what the trial has of each objective and of what is constrained.
         violated: the constraints of the search that it misses, in words; such a trial is never the best.
+        phase: `screen` or `tune`, where it came before the sampler drew; else nothing.
     """
 
     search: str
@@ -140,6 +142,7 @@ class TrialRow:
     chance: float | None = None
     objectives: Mapping[str, float] = field(default_factory=dict)
     violated: tuple[str, ...] = ()
+    phase: str = ""
 
     def document(self) -> dict[str, Any]:
         """The row as programs get it."""
@@ -229,7 +232,7 @@ def trial_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
     `value` is what the trial's kept model is expected to have, `model_value` what it had, at `epoch`. Where
     not `linked`, MLflow is not asked for the models, which is quicker.
     """
-    return [TrialRow(**_values(search, record, linked)) for record in search.study.records()]
+    return [_row(search, record, linked) for record in search.study.records()]
 
 
 def best_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
@@ -253,7 +256,7 @@ def best_rows(search: Search, *, linked: bool = True) -> list[TrialRow]:
         row: TrialRow = WinnerRow(**_finalist_values(search, ranked[0], linked), finalists=tuple(ranked))
         return [_crowned(search, row, linked)]
     records = [record for record in search.study.records() if record.number in numbers]
-    rows = [TrialRow(**_values(search, record, linked)) for record in records]
+    rows = [_row(search, record, linked) for record in records]
     if search.spec.multi_objective:
         return rows
     told = search.study.corrected
@@ -349,7 +352,7 @@ def chosen(search: Search, trial: int | None, finalist: int | None = None) -> Tr
     Args:
         search: whose trial.
         trial: its number, for the model of the search itself.
-        finalist: the number of a trial among the finalists, for the best of its fresh runs.
+        finalist: the number of a trial among the finalists, for its run on the first fresh seed.
 
     Raises:
         BadInput: if there is no such trial, or it has no model.
@@ -368,6 +371,11 @@ def chosen(search: Search, trial: int | None, finalist: int | None = None) -> Tr
     if rows[trial].epoch is None:
         raise BadInput(f"trial {trial} of {search.name!r} ended before its first epoch: it has no model")
     return rows[trial]
+
+
+def _row(search: Search, record: TrialRecord, linked: bool) -> TrialRow:
+    phase = search.study.tags(record.number).get(PHASE, "")
+    return TrialRow(**_values(search, record, linked), phase=phase)
 
 
 def _values(search: Search, record: TrialRecord, linked: bool) -> dict[str, Any]:

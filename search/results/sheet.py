@@ -19,18 +19,20 @@ __all__ = ["write_sheet"]
 _TILE, _TEXT, _GAP, _COLUMNS = 96, 28, 8, 8
 _MOST = 40
 """Labels, and pairs, that are shown."""
+_FEW = 8
+"""Outliers, and pairs of classes."""
 
 
 def write_sheet(path: Path, spec: SearchSpec, found: Inspection, data: Data, backbone: Backbone) -> int:
-    """Draws the most doubtful labels and pairs into an image file; returns how many it shows.
+    """Draws what is most doubtful into an image file, if anything is; returns how many images it shows.
 
     Raises:
-        BadInput: where there is nothing to look at.
+        BadInput: where the data has nothing to look at.
         TransferSearchError: where the file cannot be written.
     """
     tiles = list(_tiles(found))
     if not tiles:
-        raise BadInput("nothing is doubtful, so there is no sheet to draw")
+        return 0
     lines = -(-len(tiles) // _COLUMNS)
     width, height = _COLUMNS * (_TILE + _GAP) + _GAP, lines * (_TILE + _TEXT + _GAP) + _GAP
     sheet = Image.new("RGB", (width, height), "white")
@@ -60,3 +62,8 @@ def _tiles(found: Inspection) -> Iterator[tuple[int, str, str]]:
     for pair in pairs[:_MOST]:
         for place, label, split in zip(pair.places, pair.labels, pair.splits, strict=True):
             yield place, label, f"= {split}"
+    for outlier in found.outliers[:_FEW]:
+        yield outlier.place, outlier.label, f"{outlier.times:.1f} x as far"
+    for confused in found.confused[:_FEW]:
+        for place in confused.surest:
+            yield place, *confused.classes

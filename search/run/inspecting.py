@@ -1,4 +1,4 @@
-"""What is doubtful in a spec's data: labels, copies, classes that are confused, groups that leak.
+"""What is doubtful in a spec's data: labels, copies, outliers, classes that are confused, groups that leak.
 
 A head that is solved for, on what a frozen backbone of the space sees of the images, says of each image what
 it would be taken for by one that never saw it. The features stay in the node's cache, for trials.
@@ -14,22 +14,26 @@ import torch
 from torch import Tensor
 
 from search.errors import Problem, SpecError
-from search.run.planning import cache_root, load_data, values_of
+from search.run.planning import cache_root, inspection_file, load_data, values_of
 from search.spec.search_spec import SearchSpec
 from trainables.errors import BackboneError, DataError
 from trainables.files.cache import Cache
+from trainables.files.whole import write_json
 from trainables.modality import Backbone, Data
 from trainables.training.card import ModelError
 from trainables.training.doubts import confusions, doubts, left_out_shares
 from trainables.training.features import FrozenFeatures, JoinedFeatures
 from trainables.training.model import build_model
+from trainables.training.outliers import outliers
 from trainables.training.splits import SPLITS
 from trainables.training.twins import twins
 
-__all__ = ["Confused", "Inspection", "Suspect", "Twins", "inspected"]
+__all__ = ["Confused", "Inspection", "Outlier", "Suspect", "Twins", "inspected"]
 
 _PART = 256
 _SHOWN = 10
+_SUREST = 4
+"""Examples of a pair of classes that are confused."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -69,12 +73,24 @@ class Twins:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outlier:
+    """An example that is like no other, and how many times as far as usual its nearest are."""
+
+    place: int
+    name: str
+    split: str
+    label: str
+    times: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Confused:
-    """Two classes, how many of their examples are taken for the other, and how many they have."""
+    """Two classes, how many of their examples are taken for the other, how many they have, and the surest."""
 
     classes: tuple[str, str]
     count: int
     of: int
+    surest: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +103,7 @@ class Inspection:
         accuracy: share of them that heads which were left without them tell right.
         suspects: labels that are probably wrong.
         twins: examples that are nearly the same; None where the modality has no thumbnails.
+        outliers: examples that are like no other.
         confused: classes that are taken for each other.
         leaks: groups that stood in several splits of the source, with an example that was left out.
     """
@@ -96,6 +113,7 @@ class Inspection:
     accuracy: float
     suspects: Sequence[Suspect]
     twins: Sequence[Twins] | None
+    outliers: Sequence[Outlier]
     confused: Sequence[Confused]
     leaks: Sequence[Sequence[str]]
 
@@ -105,6 +123,18 @@ class Inspection:
         if self.twins is not None:
             pairs = [{**asdict(each), "leak": each.leak, "disagree": each.disagree} for each in self.twins]
         return {**asdict(self), "twins": pairs}
+
+    @property
+    def brief(self) -> str:
+        """The same in a line."""
+        pairs = self.twins or ()
+        counts = {
+            "labels that are probably wrong": len(self.suspects),
+            "pairs of copies in different splits": sum(each.leak for each in pairs),
+            "in one": sum(not each.leak for each in pairs),
+            "outliers": len(self.outliers),
+        }
+        return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing doubtful"
 
     def lines(self) -> Iterator[str]:
         """The same for people."""
@@ -121,6 +151,13 @@ class Inspection:
             ],
         )
         yield from self._twin_lines()
+        yield from _list(
+            f"like no other {self.item}: {len(self.outliers):,}",
+            [
+                f"{each.name} ({each.split}, {each.label!r}): {each.times:.1f} times as far as usual"
+                for each in self.outliers
+            ],
+        )
         yield from _list(
             f"pairs of classes that are confused: {len(self.confused):,}",
             [
@@ -207,13 +244,38 @@ def inspected(spec: SearchSpec, progress: Progress | None = None) -> tuple[Inspe
             for each in doubts(shares, labels)
         ],
         twins=_twins(spec, data, backbone, places, split_of, features),
+        outliers=[
+            Outlier(
+                **dict(zip(("place", "name", "split"), named(place), strict=True)),  # type: ignore[arg-type]
+                label=data.classes[int(labels[place])],
+                times=times,
+            )
+            for place, times in outliers(features, kin)
+        ],
         confused=[
-            Confused(classes=(data.classes[one], data.classes[two]), count=count, of=total)
+            Confused(
+                classes=(data.classes[one], data.classes[two]),
+                count=count,
+                of=total,
+                surest=[int(places[each]) for each in _surest(shares, labels, one, two)],
+            )
             for one, two, count, total in confusions(shares, labels)
         ],
         leaks=list(getattr(data.report, "leaks", ())),
     )
+    file = inspection_file(spec, data)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"told": found.brief})
     return found, data, backbone
+
+
+def _surest(shares: Tensor, labels: Tensor, one: int, two: int) -> list[int]:
+    """The examples of two classes that are taken for the other, the surest few first."""
+    sureness, told = shares.max(1)
+    taken = ((labels == one) & (told == two)) | ((labels == two) & (told == one))
+    places = torch.nonzero(taken).squeeze(1)
+    few: list[int] = places[sureness[places].argsort(descending=True)][:_SUREST].tolist()
+    return few
 
 
 def _features(spec: SearchSpec, data: Data, backbone: Backbone, progress: Progress | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Plan:
         yield f"search {spec.name}"
         yield from (f"  {line}" for line in spec.warnings)
         yield from (f"  {line}" for line in self.data.report.lines())
+        yield f"  {self._inspected()}"
         yield "space"
         for name, domain in spec.space.items():
             yield f"  {name}: {described(domain)}"
@@ -104,6 +106,14 @@ class Plan:
             yield f"checkpoints: {spec.checkpoints}"
         yield f"MLflow: {spec.tracking.uri}, experiment {spec.tracking.experiment}"
         yield f"cache: {cache_root(spec)}" + ("" if spec.cache.enabled else " (data only)")
+
+    def _inspected(self) -> str:
+        """What an inspection of this data has found, if this machine has made one."""
+        try:
+            told = json.loads(inspection_file(self.spec, self.data).read_text())["told"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return "wrong labels, copies, outliers: not looked for; `transfer-search inspect SPEC` does"
+        return f"inspected: {told}; `transfer-search inspect SPEC` shows all"
 
     def _disk(self) -> str:
         """What models and states take at most: a model keeps what was trained, a state thrice as much."""
@@ -146,6 +156,11 @@ def load_data(spec: SearchSpec, progress: Progress | None = None) -> Data:
 def cache_root(spec: SearchSpec) -> Path:
     """Root of the node's cache."""
     return Path(spec.cache.dir) if spec.cache.dir else default_root()
+
+
+def inspection_file(spec: SearchSpec, data: Data) -> Path:
+    """Where an inspection of data leaves what it found, in brief."""
+    return cache_root(spec) / "inspected" / f"{data.fingerprint}.json"
 
 
 def plan(spec: SearchSpec, home: Home, progress: Progress | None = None) -> Plan:

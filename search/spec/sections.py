@@ -66,8 +66,9 @@ class Data(Section):
 
     `source` may be an address of a folder or a manifest, such as s3://bucket/folder: each node then fetches
     it once into its cache. An image with more than `max_pixels` is taken for a decompression bomb. Symbolic
-    links are followed where they stay `inside` the source's folder, or to `anywhere`. Images of one `group`
-    (a column of the table, or a pattern of the file name with one group in brackets) are never in two splits.
+    links are followed where they stay `inside` the source's folder, or to `anywhere`. Examples of one
+    `group` (a column of the table, or a pattern of the file's path with one group in brackets) are never in
+    two splits.
     """
 
     modality: str = "image"
@@ -108,11 +109,12 @@ class Data(Section):
             "validation_limit": self.limit.validation,
             "test_limit": self.limit.test,
             **(of_images if self.modality == "image" else {}),
+            **({} if self.group is None else {"group": self.group}),
             **(self.options or {}),
         }
 
 
-OF_IMAGES = {"image_size", "orientation_matters", "unreadable", "max_pixels", "links", "group"}
+OF_IMAGES = {"image_size", "orientation_matters", "unreadable", "max_pixels", "links"}
 
 
 class Finalists(Section):

@@ -27,12 +27,15 @@ from search.spec.search_spec import SearchSpec
 from search.study import space
 from search.study.portfolio import portfolio
 from search.study.recipes import RECIPES, SHARE, most_trials, offered, recipe_of
+from search.study.trials import seconds_of
 
-__all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step", "agenda_notes", "cores_worth", "seconds_of"]
+__all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step", "agenda_notes", "cores_worth"]
 
 PHASE = "phase"
 """What a trial's phase is written down as."""
 SCREEN, TUNE = "screen", "tune"
+_OF_HEADS = ("features", "solver")
+"""Knobs of a head on a frozen trunk, and of what begins with one."""
 
 _FEW = 3
 """Configurations whose heads are fine-tuned."""
@@ -99,7 +102,7 @@ class Agenda:
         known = [space.configured(trial.params, self._spec) for trial in begun]
         phases = [trial.user_attrs.get(PHASE) for trial in begun]
         heads = [trial for trial in ranked if _is_head(space.configured(trial.params, self._spec))]
-        best = [self._as_seen(space.configured(trial.params, self._spec) or {}) for trial in heads]
+        best = [space.configured(trial.params, self._spec) or {} for trial in heads]
         left, tuning_fits = self._left(begun, phases, seconds, refit_times)
         for params in self._heads(best):
             values = space.configured(params, self._spec)
@@ -142,7 +145,7 @@ class Agenda:
         first = recipe_of(self._spec, "probe")
         for values in itertools.product(*(self._values(name, first) for name in self._seen)):
             yield from self._fitted({**first, **dict(zip(self._seen, values, strict=True))})
-        leader = {**first, **(best[0] if best else {})}
+        leader = {**first, **(self._as_seen(best[0]) if best else {})}
         for solver in self._values("solver", first):
             if solver != "gradient":
                 yield from self._fitted({**leader, "solver": solver})
@@ -152,13 +155,13 @@ class Agenda:
 
     def _tuned(self, best: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """What is fine-tuned: the best head, what other recipes make of its configuration, further heads."""
-        distinct = [seen for place, seen in enumerate(best) if seen not in best[:place]][:_FEW] or [{}]
+        distinct = self._distinct(best) or [{}]
         others = [name for name in RECIPES if name not in ("probe", "lp_ft")]
         chosen = [("lp_ft", distinct[0]), *((name, distinct[0]) for name in others)]
         for strategy, seen in (*chosen, *(("lp_ft", each) for each in distinct[1:])):
             if _has(self._spec, "strategy", strategy):
                 # Features of stages suit what was fitted to them; what begins anew has its own.
-                kept = {name: seen[name] for name in seen if name != "features" or strategy == "lp_ft"}
+                kept = {name: seen[name] for name in seen if name not in _OF_HEADS or strategy == "lp_ft"}
                 yield from self._fitted({**recipe_of(self._spec, strategy), **kept})
         own = {name: distinct[0][name] for name in self._spec.modality.backbone_knobs if name in distinct[0]}
         for values in self._did_well:
@@ -184,6 +187,15 @@ class Agenda:
         rows = (known for known in self._spec.knobs.values() if known.rows is not None)
         return any(policy in known.when.get("policy", ()) for known in rows)
 
+    def _distinct(self, best: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The few best of what heads see, each with the solver of its best head."""
+        found: list[tuple[dict[str, Any], Any]] = []
+        for values in best:
+            seen = self._as_seen(values)
+            if seen not in (known for known, _ in found):
+                found.append((seen, values["solver"]))
+        return [{**seen, "solver": solver} for seen, solver in found[:_FEW]]
+
     def _as_seen(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {name: values[name] for name in (*self._seen, "policy") if name in values}
 
@@ -207,13 +219,6 @@ def agenda_notes(spec: SearchSpec) -> list[str]:
 def cores_worth(at_once: int) -> float:
     """How many times as fast one training is on the cores of `at_once` trials, as far as one can guess."""
     return float(max(1, at_once) ** 0.75)
-
-
-def seconds_of(trial: FrozenTrial) -> float:
-    """How long a trial ran; nothing while it does."""
-    if trial.datetime_start is None or trial.datetime_complete is None:
-        return 0.0
-    return (trial.datetime_complete - trial.datetime_start).total_seconds()
 
 
 def _has(spec: SearchSpec, name: str, value: Any) -> bool:

@@ -13,7 +13,7 @@ from search.home import Home
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study import space
 from search.study.recipes import carried_over
-from search.study.search_study import SearchStudy
+from search.study.search_study import SearchStudy, first_steps
 from trainables.errors import did_you_mean
 from trainables.training.hparams import HParams
 
@@ -67,7 +67,7 @@ def start_of(spec: SearchSpec, home: Home) -> Start | None:
         raise BadInput(
             f"no trial of the search {earlier.name!r} has completed; wait for one, or leave start_from out"
         )
-    seen = [space.configured(params, spec) for params in space.first_params(spec)]
+    seen = [space.configured(step.params, spec) for step in first_steps(spec)]
     told: list[dict[str, Any]] = []
     taken: dict[int, Mapping[str, Any]] = {}
     left_out = passed = 0

@@ -8,8 +8,8 @@ split. The finalist with the best mean validation value wins; test scores are to
 
 - A run that failed has no value. A finalist with one ranks behind all without.
 - The interval, at 95 %, is one for new images: the noise of the seeds and that of drawing the images are both
-  in it (`intervals`). Of a loss it is Student's t interval of the mean, which knows the seeds alone. The
-  search chose on the validation images, so the test split's interval is the one to quote.
+  in it (`intervals`), and only shares of right answers have one. The search chose on the validation images,
+  so the test split's interval is the one to quote.
 - A winner that does not beat always naming the most frequent class is told as nothing found: by an exact
   binomial test on the test images, at 5 % divided by the finalists, or where there are none on the validation
   images, divided by all trials.
@@ -154,7 +154,7 @@ class FinalistStudy(PlannedStudy):
 
 @dataclass(frozen=True)
 class Summary:
-    """Values with their mean, sample standard deviation and 95 % t interval; None where too few."""
+    """Values with their mean, sample standard deviation and 95 % interval; None where too few, or unknown."""
 
     values: tuple[float, ...]
     mean: float | None
@@ -167,17 +167,13 @@ def summarized(values: Sequence[float], images: int | None = None) -> Summary:
 
     Args:
         values: in each run.
-        images: of which the values are shares; None: the interval knows nothing of them.
+        images: of which the values are shares; None: they are none, and have no interval.
     """
     if len(values) < 2:
         return Summary(tuple(values), values[0] if values else None, None, None)
-    from scipy import stats  # not above: half a second, and most commands need none of it
-
     mean, std = statistics.fmean(values), statistics.stdev(values)
-    if images is not None:
-        return Summary(tuple(values), mean, std, of_new_images(values, images))
-    half = float(stats.t.ppf(1 - _LEVEL / 2, len(values) - 1)) * std / math.sqrt(len(values))
-    return Summary(tuple(values), mean, std, (mean - half, mean + half))
+    interval = None if images is None else of_new_images(values, images)
+    return Summary(tuple(values), mean, std, interval)
 
 
 def differ(one: Mapping[int, float], other: Mapping[int, float], comparisons: int = 1) -> bool:
@@ -193,7 +189,7 @@ def differ(one: Mapping[int, float], other: Mapping[int, float], comparisons: in
     if len(pairs) < 2:
         return False
     if len(differences) == 1:
-        return differences != {0.0}
+        return False  # as of heads that are solved for: their seeds change nothing, and so tell nothing
     from scipy import stats
 
     return bool(stats.ttest_rel(*zip(*pairs, strict=True)).pvalue < _LEVEL / comparisons)

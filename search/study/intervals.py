@@ -1,8 +1,8 @@
 """How far a measured share of right answers may be from that on new images: arithmetic alone.
 
 An interval of a mean over seeds has two parts. The seeds: the sample variance over their number. The images:
-p (1 - p) / n, as for a binomial share, which is the most that it can be; they are the same in all runs, so no
-number of seeds makes their part smaller. The degrees of freedom of the sum are those of Satterthwaite (1946),
+p (1 - p) / n, as for a binomial share; they are the same in all runs, so no number of seeds makes their part
+smaller. The degrees of freedom of the sum are those of Satterthwaite (1946),
 the interval is Student's.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 __all__ = ["LEVEL", "Sample", "beats_majority", "is_share", "of_new_images"]
 
 LEVEL = 0.05
-_SHARES = ("accuracy", "macro_f1")
+_SHARES = ("accuracy", "top5_accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class Sample:
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a share of right answers, or lies as they do between 0 and 1."""
-    return metric.endswith(_SHARES)
+    """Whether a metric, of any split, is a share of images; an average over classes is none."""
+    return metric.partition("_")[2] in _SHARES
 
 
 def of_new_images(values: Sequence[float], count: int) -> tuple[float, float]:

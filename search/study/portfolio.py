@@ -22,9 +22,9 @@ from search.spec.search_spec import SearchSpec
 from search.study.recipes import carried_over, offered
 from trainables.training.hparams import HParams
 
-__all__ = ["Portfolio", "portfolio"]
+__all__ = ["KIND", "Portfolio", "portfolio"]
 
-_KIND = ("strategy", "head", "solver", "features", "policy", "optimizer")
+KIND = ("strategy", "head", "solver", "features", "policy", "optimizer")
 """Knobs without which a rate, or an accuracy, says little."""
 _RATES = ("trunk_lr", "backbone_lr_mult")
 
@@ -146,4 +146,4 @@ def _read(file: Path) -> Portfolio:
 
 def _has(spec: SearchSpec, values: Mapping[str, Any]) -> bool:
     """Whether a space has what makes a configuration what it is; of the rest it has something near."""
-    return all(offered(spec, name, values[name]) is not None for name in _KIND if name in values)
+    return all(offered(spec, name, values[name]) is not None for name in KIND if name in values)

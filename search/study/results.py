@@ -13,22 +13,21 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.spec.search_spec import SearchSpec
-from search.study.agenda import PHASE, seconds_of
+from search.study.agenda import PHASE
 from search.study.constraints import is_feasible, violated
 from search.study.facts import StudyFacts
 from search.study.intervals import beats_majority
-from search.study.trials import Assignment, Ending, Progress, TrialRecord
+from search.study.trials import STARTED, Assignment, Ending, Progress, TrialRecord, seconds_of
 from trainables.training.keeping import BEST_EPOCH, counted, expected_name, value_of
 from trainables.training.phases import phases
 
-__all__ = ["ENDING", "EPOCHS", "REFIT_ON", "RUN", "STARTED", "StudyResults"]
+__all__ = ["ENDING", "EPOCHS", "REFIT_ON", "RUN", "StudyResults"]
 
 REFIT_ON = ("train", "validation")
 """The splits that a refit is trained on."""
 
 _FEW = 4  # different values, of which an importance says something
 ENDING = "ending"
-STARTED = "started"
 RUN = "mlflow_run_id"
 EPOCHS = "epochs"
 
@@ -59,7 +58,7 @@ class StudyResults(StudyFacts):
         return float(sum(images.get(split, 0) for split in REFIT_ON) / images[REFIT_ON[0]])
 
     def seconds_of(self, number: int) -> float:
-        """How long a trial ran; nothing while it does."""
+        """How long a trial ran since it was begun last; nothing while it does."""
         return seconds_of(self._frozen(number))
 
     def trials(self) -> list[FrozenTrial]:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property, partial
 from typing import Any, Self, cast
 
@@ -25,10 +26,10 @@ from search.study.agenda import PHASE, SCREEN, Agenda, Step
 from search.study.constraints import misses
 from search.study.facts import ID, REFIT, RULE
 from search.study.pruners import build_pruner
-from search.study.results import ENDING, EPOCHS, RUN, STARTED, StudyResults
+from search.study.results import ENDING, EPOCHS, RUN, StudyResults
 from search.study.samplers import build_sampler
 from search.study.storage import DriverStorage, database, existing, is_used, settle
-from search.study.trials import ENDINGS, Assignment, Ending
+from search.study.trials import ENDINGS, STARTED, Assignment, Ending
 from trainables.seeds import derived_seed
 from trainables.training.hparams import HParams
 from trainables.training.keeping import LAST_EPOCHS, value_of
@@ -92,7 +93,7 @@ class SearchStudy(StudyResults):
             study.set_user_attr("budget", 0 if part_of else spec.search.trials)
             study.set_user_attr(RULE, part_of.rule if part_of else LAST_EPOCHS)
             study.set_user_attr(REFIT, part_of is None and spec.search.refit)
-            for step in [] if part_of else _first_steps(spec, start):
+            for step in [] if part_of else first_steps(spec, start):
                 study.enqueue_trial(dict(step.params), _attributes(step), skip_if_exists=True)
             study.set_user_attr(_AGENDA, part_of is None and Agenda.has(spec))
             # The last of it: without an id it was never finished.
@@ -213,6 +214,7 @@ class SearchStudy(StudyResults):
             "hparams": assignment.hparams.to_dict(),
             "times": assignment.begun + 1,
             "tune_trial_id": tune_trial_id,
+            "at": datetime.now().isoformat(),  # as Optuna tells times
         }
         self._trials[assignment.number].set_user_attr(STARTED, started)
         if _only_solves(assignment.hparams):
@@ -342,7 +344,7 @@ class SearchStudy(StudyResults):
         return optuna.trial.Trial(self._study, self._frozen(number)._trial_id)
 
 
-def _first_steps(spec: SearchSpec, start: Sequence[Mapping[str, Any]]) -> list[Step]:
+def first_steps(spec: SearchSpec, start: Sequence[Mapping[str, Any]] = ()) -> list[Step]:
     """What is run before all else; of an agenda its first step, since the others follow from results."""
     first = space.first_params(spec)
     if Agenda.has(spec):

@@ -11,7 +11,7 @@ import optuna
 
 from search.spec.domains import Choice, Fixed, Range
 from search.spec.search_spec import SearchSpec
-from search.study.portfolio import portfolio
+from search.study.portfolio import KIND, portfolio
 from search.study.recipes import most_trials, recipes
 from trainables.training.hparams import HParams
 from trainables.training.knobs import Knob, Rows, is_active
@@ -132,6 +132,8 @@ def fitted_params(spec: SearchSpec, values: Mapping[str, Any]) -> dict[str, Any]
             params |= _named_rows(name, rows, value)
             continue
         match domain:
+            case Fixed(value=only) if name in KIND and only != value:
+                return None
             case Choice(values=choices) if value in choices:
                 params[name] = value
             case Choice(values=choices):
@@ -199,7 +201,8 @@ def _middle(domain: Range) -> float:
 
 def _on_grid(name: str, domain: Range, value: float, spec: SearchSpec) -> float:
     if domain.step is not None:
-        value = domain.low + round((value - domain.low) / domain.step) * domain.step
+        last = math.floor((domain.high - domain.low) / domain.step + 1e-9)
+        value = domain.low + min(last, round((value - domain.low) / domain.step)) * domain.step
     return round(value) if spec.knobs[name].integer else value
 
 

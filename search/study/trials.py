@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from trainables.training.hparams import HParams
 
-__all__ = ["ENDINGS", "Assignment", "Ending", "Progress", "Row", "TrialRecord"]
+__all__ = ["ENDINGS", "STARTED", "Assignment", "Ending", "Progress", "Row", "TrialRecord", "seconds_of"]
+
+STARTED = "started"
+"""What Optuna's trial has under this name: with what it was begun, how often, and when the last time."""
 
 
 class Ending(Enum):
@@ -110,3 +114,12 @@ class TrialRecord:
     params: Mapping[str, Any]
     mlflow_run_id: str | None
     violated: tuple[str, ...] = ()
+
+
+def seconds_of(trial: FrozenTrial) -> float:
+    """How long a trial ran since it was begun last; nothing while it does."""
+    if trial.datetime_start is None or trial.datetime_complete is None:
+        return 0.0
+    begun = trial.user_attrs.get(STARTED, {}).get("at")
+    start = trial.datetime_start if begun is None else datetime.fromisoformat(begun)
+    return max(0.0, (trial.datetime_complete - start).total_seconds())

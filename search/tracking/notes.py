@@ -83,7 +83,7 @@ def _best(study: SearchStudy, best: Sequence[TrialRecord], metric: str) -> str:
         return "**No trial has completed.**"
     number, value = leader
     others = [record for record in best if record.number != number]
-    told = f"**Trial {number} is best**: `{metric}` {value:.4f}"
+    told = f"**Trial {number} is best**: `{metric}` {value:.4f} (selected)"
     if others and others[0].value is not None and not study.spec.multi_objective:
         told += f", {abs(value - others[0].value):.4f} from trial {others[0].number}, the next"
     if study.chance is not None:

@@ -26,7 +26,6 @@ from trainables.image.data_config import ALLOWED_SOURCES, DataConfig
 from trainables.image.decode import UnreadableImage, decode, to_frame
 from trainables.image.fetched import fetched
 from trainables.image.folders import folder
-from trainables.image.grouping import group_names, joined, numbered
 from trainables.image.inventory import DataReport, reported
 from trainables.image.manifests import image_folder, manifest
 from trainables.image.preprocessing import Preprocessing
@@ -35,6 +34,7 @@ from trainables.image.store import Progress, Scan, Store
 from trainables.image.tables import SUFFIXES
 from trainables.image.unpacked import unpacked
 from trainables.training.ahead import placed
+from trainables.training.grouping import group_names, joined, numbered
 from trainables.training.splits import SPLITS, UNSPLIT, Assignment, assign, limited
 
 __all__ = [

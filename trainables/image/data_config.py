@@ -33,7 +33,7 @@ class DataConfig:
         unreadable: `refuse` data with files that cannot be decoded, or `skip` these files.
         max_pixels: an image with more is taken for a decompression bomb.
         links: `inside`: symbolic links are followed where they stay in the source's folder; or `anywhere`.
-        group: a column of the table, or a pattern of the file name with one group in brackets: images of one
+        group: a column of the table, or a pattern of a file's path with one group in brackets: images of one
             group are never in two splits.
         orientation_matters: whether a mirrored or turned image may be of another class; policies then keep
             images upright.

@@ -22,6 +22,7 @@ from trainables.text.preprocessing import Preprocessing
 from trainables.text.sources import Listing, Row, by_label, listing_of
 from trainables.text.tokens import tokenizer_of
 from trainables.training.ahead import placed
+from trainables.training.grouping import group_names, joined, numbered
 from trainables.training.labels import class_names, numbered_labels
 from trainables.training.splits import SPLITS, UNSPLIT, Assignment, assign, limited
 
@@ -74,6 +75,7 @@ class TextData:
         labels: int64 [N].
         splits: ascending int64 indices of `train`, `validation` and `test`; every one is in one.
         fingerprint: hex; changes if and only if texts, labels, classes or splits change.
+        groups: int64 [N]: what belongs together and shares a split; None: nothing but the same text does.
         names: of each text where it stands, and its beginning.
         texts: as they were written.
         report: what was found.
@@ -87,6 +89,7 @@ class TextData:
     names: tuple[str, ...]
     report: TextReport
     negations_matter: bool = False
+    groups: Tensor | None = None
     texts: tuple[str, ...] = field(repr=False)
 
     def __len__(self) -> int:
@@ -119,6 +122,10 @@ def load(config: TextConfig, *, progress: Progress | None = None) -> TextData:
     given = np.array(
         [UNSPLIT if row.split is None else SPLITS.index(row.split) for row in rows], dtype=np.int64
     )
+    owners = None
+    if config.group is not None:
+        owners = group_names(config.group, [row.place for row in rows], listing.columns)
+    kin = None if owners is None else joined(groups, numbered(owners))
     assigned = assign(
         labels=labels,
         groups=groups,
@@ -127,6 +134,7 @@ def load(config: TextConfig, *, progress: Progress | None = None) -> TextData:
         classes=classes,
         shares={"validation": config.validation, "test": config.test},
         seed=config.seed,
+        kin=kin,
         item="text",
     )
     problems = [*assigned.problems, *_limit_problems(config, assigned, classes)]
@@ -154,11 +162,13 @@ def load(config: TextConfig, *, progress: Progress | None = None) -> TextData:
             groups,
             assigned,
             codes,
+            owners,
             found=len(listing.rows),
             empty=empty,
             notes=(*listing.notes, *notes, *alike),
         ),
         negations_matter=config.negations_matter,
+        groups=None if kin is None else torch.from_numpy(kin[used]),
         texts=tuple(rows[place].text for place in used),
     )
 

@@ -33,6 +33,8 @@ class TextConfig:
         empty: `refuse` data with empty texts, or `skip` these.
         longest: a text of more characters is refused.
         at_least: classes with fewer texts are left out.
+        group: a column of the table, or a pattern of a file's path with one group in brackets: texts of one
+            group are never in two splits.
         negations_matter: whether a text without its negations may be of another class; policies then leave
             them as they are.
 
@@ -54,6 +56,7 @@ class TextConfig:
     longest: int = 1_000_000
     at_least: int = 1
     negations_matter: bool = False
+    group: str | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -78,6 +81,7 @@ class TextConfig:
             ("empty", self.empty in ("refuse", "skip"), "refuse or skip"),
             ("longest", _is_whole(self.longest, 1), "a whole number above 0"),
             ("at_least", _is_whole(self.at_least, 1), "a whole number above 0"),
+            ("group", self.group is None or bool(self.group), "a column, or a pattern with one group"),
             ("negations_matter", isinstance(self.negations_matter, bool), "true or false"),
         ]
         for split in SPLITS:

@@ -45,6 +45,8 @@ class TextReport:
         unused: texts left out by a limit.
         imbalance: texts of the commonest class over those of the rarest, in train.
         notes: what else a person should know.
+        groups: how many groups the texts in use are of; None where nothing says what belongs together.
+        leaks: (group, text left out, its split, text of the group that stays, its split).
     """
 
     source: str
@@ -58,6 +60,8 @@ class TextReport:
     unused: int
     imbalance: float
     notes: tuple[str, ...]
+    groups: int | None = None
+    leaks: tuple[tuple[str, str, str, str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that survive JSON."""
@@ -103,6 +107,18 @@ class TextReport:
                 ", ".join(_first([f"{name} is {label!r}" for name, label in group]))
                 for group in self.conflicts
             )
+        if self.groups is not None:
+            yield f"groups (data.group): {self.groups:,}, none of them in two splits"
+        if self.leaks:
+            leaking = len({group for group, *_ in self.leaks})
+            yield (
+                f"WARNING: {leaking:,} groups leak: they are in several splits of the source; "
+                f"{len(self.leaks):,} of their texts are left out, so that each is in its last split alone"
+            )
+            yield from _some(
+                f"group {group}: {out} ({split}) left out, {kept} ({kept_split}) stays"
+                for group, out, split, kept, kept_split in self.leaks
+            )
         yield from self.notes
 
 
@@ -125,6 +141,7 @@ def reported(
     groups: Ints,
     assigned: Assignment,
     codes: Ints,
+    owners: Sequence[str] | None,
     *,
     found: int,
     empty: Sequence[str],
@@ -137,6 +154,7 @@ def reported(
         rows: those that may be used, with `labels` among `classes` and `groups` of the same text.
         assigned: their splits.
         codes: the same after the limits.
+        owners: the group of each row; None where nothing says what belongs together.
         found: how many texts the source has.
         empty: where those without a word stand.
         notes: what else a person should know.
@@ -173,6 +191,14 @@ def reported(
         unused=int(((codes == UNSPLIT) & (assigned.codes != UNSPLIT)).sum()),
         imbalance=max(counts["train"].values()) / max(1, min(counts["train"].values())),
         notes=tuple(notes),
+        groups=None
+        if owners is None
+        else len({owners[place] for place in np.flatnonzero(codes != UNSPLIT).tolist()}),
+        leaks=tuple(
+            (owner[out], _called(rows[out]), _split(rows[out]), _called(rows[kept]), _split(rows[kept]))
+            for owner in ([] if owners is None else [owners])
+            for out, kept in assigned.leaks
+        ),
     )
 
 

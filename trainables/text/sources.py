@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainables.errors import DataError, did_you_mean, enumeration
@@ -45,9 +45,16 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The texts of a source, and what a person should know of what was found."""
+    """The texts of a source, and what a person should know of what was found.
+
+    Attributes:
+        rows: the texts.
+        columns: of a table, those by which texts may be grouped: cells by column and by place of the row.
+        notes: what a person should know.
+    """
 
     rows: Sequence[Row]
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -115,7 +122,8 @@ def _table(path: Path, config: TextConfig) -> Listing:
     notes: list[str] = []
     texts = (config.text.lower(),) if config.text else _TEXTS
     labels = (config.label.lower(),) if config.label else _LABELS
-    columns = read_columns(path, (texts, labels), notes)
+    grouped = (config.group.lower(),) if config.group else ()
+    columns = read_columns(path, (texts, labels, grouped) if grouped else (texts, labels), notes)
     named = {role: named_column(columns, of) for role, of in (("text", texts), ("label", labels))}
     missing = [role for role, name in named.items() if name is None]
     if missing:
@@ -152,7 +160,13 @@ def _table(path: Path, config: TextConfig) -> Listing:
         Row(f"row {row}", body, name, given[row - 1] if given else None)
         for row, (body, name) in enumerate(zip(bodies, names, strict=True), 1)
     ]
-    return Listing(rows=rows, notes=tuple(notes))
+    others = {name: cells for name, cells in columns.items() if name not in named.values()}
+    cells_of = {
+        name: {row.place: cell_text(cell) for row, cell in zip(rows, cells, strict=True)}
+        for name, cells in others.items()
+        if name == config.group
+    }
+    return Listing(rows=rows, columns=cells_of or {name: {} for name in others}, notes=tuple(notes))
 
 
 # Folders

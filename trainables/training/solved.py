@@ -163,12 +163,19 @@ class _Rows:
 
     def view(self, number: int, part: Tensor | slice = slice(None)) -> Tensor:
         """Rows of some images in one view, float64."""
+        return torch.cat([rows for _, rows in self._in_batches(number, part)])
+
+    def _in_batches(self, number: int, part: Tensor | slice) -> Iterator[tuple[Tensor, Tensor]]:
+        """A few of some images at a time, and their rows in one view, float64."""
         count = len(self.labels)
+        places = torch.arange(count, device=self.labels.device)[part].split(_BATCH)
         if self._span is not None and len(self._span.own) == len(self.views) * count:  # it is of all rows
-            found: Tensor = self._span.own[number * count :][:count][part]
-            return found
-        rows = self._standardised(self.views[number]()[part])
-        return rows if self._span is None else self._span.turned(rows)
+            yield from ((few, self._span.own[number * count + few]) for few in places)
+            return
+        features = self.views[number]()
+        for few in places:
+            rows = self._standardised(features[few.to(features.device)])
+            yield few, rows if self._span is None else self._span.turned(rows)
 
     @property
     def coordinates(self) -> int:
@@ -182,8 +189,9 @@ class _Rows:
     def moments(self, part: Tensor | slice = slice(None)) -> Moments:
         """The moments of some images in all views."""
         every = (
-            Moments.of(self.view(number, part), self.targets[part], self.weights[part])
+            Moments.of(rows, self.targets[few], self.weights[few])
             for number in range(len(self.views))
+            for few, rows in self._in_batches(number, part)
         )
         return functools.reduce(operator.add, every)
 

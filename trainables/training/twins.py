@@ -35,6 +35,8 @@ _SAME = 0.995
 _RATIO = 0.28
 _OTHER = 3
 """With which of its candidates a pair is compared: three copies of one image are no reason to say none is."""
+_FLOOR = 0.3
+"""What is usual for an image is at least this much of what is for half of all."""
 _LEAST = 1e-6
 
 
@@ -63,13 +65,23 @@ def twins(thumbnails: Tensor, features: Tensor) -> list[tuple[int, int, float]]:
 
 def _chosen(alike: Tensor, candidates: Tensor, same: float) -> Iterator[tuple[int, int, float]]:
     """The pairs that are much more alike than the other candidates of the two are, or as good as the same."""
-    other = alike.sort(1, descending=True).values[:, min(_OTHER, alike.shape[1] - 1)]
-    usual = (1 - other).clamp(min=_LEAST)
+    usual = _usual(alike).clamp(min=_LEAST)
     between = (usual[:, None] * usual[candidates]).sqrt()
     chosen = (alike > same) | ((alike > _ALIKE) & (1 - alike < _RATIO * between))
     for one, column in chosen.nonzero().tolist():
         two = int(candidates[one, column])
         yield min(one, two), max(one, two), float(alike[one, column])
+
+
+def _usual(alike: Tensor) -> Tensor:
+    """How far from an image its candidates are that are no copies of it, [N].
+
+    Candidates that all are copies, of many, say nothing of that: then what is usual in the data does.
+    """
+    ranked = alike.sort(1, descending=True).values
+    known = (ranked > -1).sum(1)
+    other = ranked.gather(1, (known - 1).clamp(max=_OTHER)[:, None])[:, 0]
+    return torch.maximum(1 - other, _FLOOR * (1 - other[known > _OTHER]).median())
 
 
 def _candidates(*descriptions: Tensor) -> Tensor:
@@ -104,11 +116,14 @@ def _spectrum(centred: Tensor) -> Tensor:
 
 
 def _whitened(features: Tensor) -> Tensor:
-    """The principal components of features, each with the same spread."""
+    """The principal components of features [N, F], each with the same spread."""
     centred = features - features.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    kept = min(_WIDTH, len(values), len(features))
-    components: Tensor = centred @ vectors[:, -kept:] / values[-kept:].clamp(min=_LEAST).sqrt()
+    few = len(centred) < centred.shape[1]
+    products = (centred @ centred.T if few else centred.T @ centred) / len(centred)
+    values, vectors = torch.linalg.eigh(products.double() if few else products)
+    kept = min(_WIDTH, len(values))
+    spreads, main = values[-kept:].clamp(min=_LEAST).sqrt(), vectors[:, -kept:]
+    components: Tensor = (main * (values[-kept:] > _LEAST)).float() if few else centred @ main / spreads
     return components
 
 

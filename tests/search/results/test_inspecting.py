@@ -45,6 +45,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str], s
             Image.open(again).resize((40, 40)).save(place / copy)
             rows.append((copy, int(digits.target[at]), "test", f"scan{at // 10}-again"))
             copies.add(frozenset((name, copy)))
+    Image.fromarray(numbers.integers(0, 256, (32, 32)).astype(np.uint8)).save(place / "999.png")
+    rows.append(("999.png", 3, "train", "scan999"))
     with (place / "images.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "split", "scan"), *rows])
     (place / "spec.yaml").write_text(SPEC.format(source=place / "images.csv"))
@@ -56,8 +58,15 @@ def test_it_finds_what_was_planted_and_draws_it(
 ) -> None:
     place, wrong, copies = planted
     sheet = tmp_path / "sheet.png"
+    plan = ("launch", place / "spec.yaml", "--dry-run")
+    assert "outliers: not looked for" in transfer_search(*plan)
     output, errors = both_streams("inspect", place / "spec.yaml", "--json", "--sheet", sheet, code=0)
     found = json.loads(output)
+    assert found["outliers"][0]["name"] == "999.png"
+    assert len(found["outliers"]) < 10
+    leaks = sum(each["leak"] for each in found["twins"])
+    told = f"{len(found['suspects'])} labels that are probably wrong, {leaks} pairs of copies in different"
+    assert f"inspected: {told} splits" in transfer_search(*plan)
     doubted = [each["name"] for each in found["suspects"][: len(wrong)]]
     assert len(wrong & set(doubted)) >= 0.7 * len(wrong), "of so few images"
     pairs = {frozenset(each["names"]): each for each in found["twins"]}
@@ -103,4 +112,19 @@ def test_twins_are_alike_and_noise_is_not() -> None:
     features = torch.randn(70, 40, generator=numbers)
     assert {(one, two) for one, two, _ in twins(images, features)} == {(n, 60 + n) for n in range(10)}
     assert twins(images[:1], features[:1]) == []
+    assert [each[:2] for each in twins(images[[0, 1, 60]], features[[0, 1, 60]])] in ([], [(0, 2)])
     assert twins(torch.zeros(6, 32, 32), torch.zeros(6, 3)) == []
+
+
+def test_many_copies_of_one_image_are_found_as_one_is() -> None:
+    numbers = torch.Generator().manual_seed(0)
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(60, 1, 8, 8, generator=numbers), (32, 32), mode="bicubic"
+    )[:, 0]
+    copies = torch.stack([smooth[0].roll(place % 3 - 1, place % 2) for place in range(1, 9)])
+    images = torch.cat([smooth, copies + 0.01 * torch.randn(8, 32, 32, generator=numbers)])
+    features = torch.randn(68, 40, generator=numbers)
+    found = [(one, two) for one, two, _ in twins(images, features)]
+    own = {0, *range(60, 68)}
+    assert {each for pair in found for each in pair} == own
+    assert all(one in own and two in own for one, two in found)

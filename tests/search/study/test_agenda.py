@@ -161,6 +161,37 @@ def test_fine_tuning_begins_while_it_can_end_in_time(
         assert late.phase == "screen"
 
 
+def test_fine_tuning_begins_with_the_head_that_was_best(folder: Path) -> None:
+    overrides = ("space.image_size=32", "space.policy=none", "space.solver=[ridge, logistic]")
+    study = SearchStudy.create(spec_of(*overrides), home())
+    for _ in range(3):
+        assignment = study.ask()
+        value = 0.9 if assignment.hparams.solver == "logistic" else 0.5
+        best = {"epoch": 1.0, **dict.fromkeys(METRICS, 0.5), "val_accuracy": value}
+        study.end(assignment.number, Ending.COMPLETED, best)
+    found = [chosen(study.ask())[:3] for _ in range(3)]
+    assert found[0] == ("lp_ft", "logistic", "stages")
+    assert found[1][0] == "full"
+    assert found[2] == ("lp_ft", "ridge", "last")
+
+
+def test_a_pause_is_no_time_that_a_trial_took(folder: Path) -> None:
+    made = home()
+    study = SearchStudy.create(spec_of("search.time=1800"), made)
+    first = study.ask()
+    (begun,) = study.trials()
+    assert begun.datetime_start is not None
+    begun.datetime_start -= timedelta(hours=1)  # as if it had lain there, interrupted
+    study.continue_trial(first.number)
+    end(study, first)
+    (ended,) = study.trials()
+    ended.datetime_start = begun.datetime_start
+    assert study.seconds_of(first.number) < 60
+    step = Agenda(study.spec, 30).next([ended], study.ranked())
+    assert step is not None
+    assert step.phase == "screen"
+
+
 @pytest.mark.parametrize(("time", "phase"), [(60, None), (100, "screen")])
 def test_a_head_with_more_views_than_there_is_time_for_is_not_begun(
     folder: Path, time: int, phase: str | None

@@ -14,6 +14,7 @@ from search.run.launch import _created
 from search.run.preflight import refusals
 from search.spec.search_spec import SearchSpec, read_spec
 from search.study import space
+from search.study.agenda import Agenda
 from search.study.earlier import start_of
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
@@ -68,6 +69,20 @@ def test_the_best_distinct_configurations_come_after_the_defaults(folder: Path) 
     assert asked[6].lr not in {run["lr"] for run, _ in runs}, "then the sampler draws"
 
 
+def test_what_an_agenda_may_never_come_to_is_taken_too(folder: Path) -> None:
+    space = """space={
+      backbone: efficientnet_lite0, strategy: [probe, lp_ft], solver: [gradient, ridge],
+      policy: [none, classic], lr: [0.01, 0.02]}"""
+    told = [{"strategy": "probe", "solver": "ridge", "policy": policy} for policy in ("none", "classic")]
+    earlier("old", [(each, 0.5 + place / 10) for place, each in enumerate(told)], space)
+    spec = new(space)
+    assert Agenda.has(spec)
+    start = start_of(spec, Home(NEW.resolve()))
+    assert start is not None
+    best = start.trials[2]
+    assert (best["solver"], best["policy"]) == ("ridge", "classic")
+
+
 def _made(name: str) -> Home:
     home = Home.of(name)
     home.make()
@@ -104,7 +119,7 @@ def test_numbers_are_cut_to_the_new_space_and_knobs_that_it_lacks_are_dropped() 
         "ra_ops": 2,
         "clip_grad": None,
         "momentum": 0.3,
-        "strategy": "full",
+        "strategy": "probe",
     }
     found = space.fitted_params(spec, old)
     assert found is not None
@@ -120,6 +135,7 @@ def test_numbers_are_cut_to_the_new_space_and_knobs_that_it_lacks_are_dropped() 
         "strategy": "probe",
     }
     assert {name: active[name] for name in expected} == expected
+    assert space.fitted_params(spec, {**old, "strategy": "full"}) is None, "it has another, fixed"
     assert space.fitted_params(spec, {**old, "policy": "augmix"}) is None
     assert space.fitted_params(spec, {**old, "clip_grad": 7.0}) is None, "of nothing and 1 neither is near"
 

@@ -86,6 +86,20 @@ def test_the_default_trial_is_the_recipe_as_far_as_the_space_has_it(
     assert space.default_params(small(override))[name] == pytest.approx(value)
 
 
+def test_what_a_space_fixes_otherwise_does_not_fit_it() -> None:
+    spec = small("space={strategy: probe, solver: [ridge, gradient], policy: [none, flip_crop]}")
+    assert space.fitted_params(spec, {"strategy": "full", "policy": "flip_crop"}) is None
+    assert space.fitted_params(spec, {"strategy": "probe", "solver": "ridge", "policy": "none"}) is not None
+
+
+def test_a_stepped_range_is_not_left_upwards() -> None:
+    spec = small("space.batch_size={low: 16, high: 64, step: 32}")
+    assert space.default_params(spec)["batch_size"] == 48
+    fitted = space.fitted_params(spec, {"batch_size": 64})
+    assert fitted is not None
+    assert fitted["batch_size"] == 48
+
+
 def test_the_grid_holds_every_point() -> None:
     spec = small("search.sampler=grid", "space.lr={low: 0.1, high: 0.5, step: 0.1}")
     points = space.grid_params(spec)

@@ -11,8 +11,8 @@ import torch
 
 from tests.trainables.image.drawn import draw, loaded, refusal, told
 from trainables.image.data import ImageData
-from trainables.image.grouping import joined
 from trainables.training.folds import folds_of
+from trainables.training.grouping import joined
 
 PATTERN = "patient([0-9]+)_"
 

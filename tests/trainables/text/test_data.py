@@ -201,3 +201,23 @@ def test_what_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         loaded(tmp_path / "nothing.csv")
     with pytest.raises(DataError, match="texts are read from this machine"):
         loaded("s3://bucket/texts.csv")
+
+
+def test_texts_of_one_group_share_a_split_and_a_leak_is_named(tmp_path: Path) -> None:
+    rows = [(f"text {n} of it", "ab"[n % 2], f"author {n // 4}", "") for n in range(80)]
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label", "Author"), *(row[:3] for row in rows)])
+    data = loaded(tmp_path / "t.csv", group="Author")
+    assert data.groups is not None
+    splits = [set(data.groups[places].tolist()) for places in data.splits.values()]
+    assert all(splits)
+    assert sum(map(len, splits)) == len(set.union(*splits)) == 20
+    assert "groups (data.group): 20, none of them in two splits" in data.report.lines()
+    given = [(*row[:3], "test" if n % 40 > 37 else "train") for n, row in enumerate(rows)]
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label", "author", "split"), *given])
+    leaking = loaded(tmp_path / "t.csv", group="author", at_least=1)
+    assert {group for group, *_ in leaking.report.leaks} == {"author 9", "author 19"}
+    assert len(leaking.report.leaks) == 4
+    with pytest.raises(DataError, match=r"data\.group is 'writer', which is no column of the source; it has"):
+        loaded(tmp_path / "t.csv", group="writer")

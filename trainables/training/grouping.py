@@ -1,4 +1,4 @@
-"""Which images belong together beside their class: of one patient, one video, one camera."""
+"""Which examples belong together beside their class: of one patient, one video, one author."""
 
 from __future__ import annotations
 
@@ -10,28 +10,23 @@ import numpy.typing as npt
 
 from trainables.errors import DataError, did_you_mean, enumeration
 
-__all__ = ["group_names", "is_pattern", "joined", "numbered"]
+__all__ = ["group_names", "joined", "numbered"]
 
 Ints = npt.NDArray[np.int64]
 
 
-def is_pattern(group: str) -> bool:
-    """Whether `data.group` is a pattern of the file name, which has one group in brackets; else a column."""
-    return "(" in group
-
-
 def group_names(group: str, names: Sequence[str], columns: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """The group of each image; an empty cell is a group of its own.
+    """The group of each example; an empty cell is a group of its own.
 
     Args:
-        group: a column, or a pattern with one group, such as `patient(\\d+)_`.
-        names: of the images.
-        columns: of the source's table, by image.
+        group: a column, or else a pattern with one group in brackets, such as `patient(\\d+)_`.
+        names: of the examples, as the source has them: in a folder the path below it.
+        columns: of the source's table, by example.
 
     Raises:
         DataError: where there is no such column, or the pattern does not fit.
     """
-    if is_pattern(group):
+    if group not in columns and "(" in group:
         return _by_pattern(group, names)
     if group not in columns:
         known = f"it has {', '.join(columns)}" if columns else "it has none: a folder has file names alone"
