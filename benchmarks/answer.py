@@ -181,7 +181,7 @@ def _peer(arm: Arm, seed: int, data: ImageData, chosen: Sequence[int], folder: P
         f"--seed={seed}",
         "--trials=16",
         "--epochs=4",
-        "--new-actors",
+        "--log-each-epoch",
     ]
     printed = _python(folder, str(ROOT / "benchmarks" / "peer_plain_tune.py"), *words)
     told = json.loads(printed.strip().splitlines()[-1])

@@ -55,6 +55,9 @@ class Images(Dataset[Any]):
         return self._transform(torch.from_numpy(self._frames[index])), int(self._labels[index])
 
 
+_FIXED = ("epochs", "size", "seed", "log_each_epoch")
+
+
 def transforms(policy: str, size: int) -> tuple[Any, Any]:
     """Transforms of training and of validation images, from frames [3, S, S]."""
     tail = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
@@ -122,14 +125,19 @@ def train(config: dict[str, Any], data: dict[str, np.ndarray[Any, Any]]) -> None
                     "best_val_accuracy": best,
                 }
                 mlflow.log_metrics(metrics, step=epoch)
+                if config.get("log_each_epoch"):
+                    log(nn.Sequential(trunk, head))
                 tune.report(metrics)
         finally:  # a trial that ASHA stops leaves `tune.report` with an exception
-            mlflow.pytorch.log_model(
-                nn.Sequential(trunk, head),
-                name="model",
-                pip_requirements=["torch", "timm"],
-                serialization_format="pickle",
-            )
+            if not config.get("log_each_epoch"):
+                log(nn.Sequential(trunk, head))
+
+
+def log(model: nn.Module) -> None:
+    """Logs a model with the run."""
+    mlflow.pytorch.log_model(
+        model, name="model", pip_requirements=["torch", "timm"], serialization_format="pickle"
+    )
 
 
 def accuracy_on_test(
@@ -154,7 +162,6 @@ def search(
     data: Any,
     policies: list[str],
     test: Callable[[mlflow.MlflowClient, str], float] | None = None,
-    reuse: bool = True,
 ) -> None:
     """Runs the search of a function trainable and prints the line.
 
@@ -165,7 +172,6 @@ def search(
         data: goes through the object store.
         policies: to choose from.
         test: what the best of an experiment's models is worth.
-        reuse: whether a process runs one trial after another.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     with tempfile.TemporaryDirectory() as folder:
@@ -188,7 +194,7 @@ def search(
                 "batch_size": tune.choice([32, 64, 128]),
                 "dropout": tune.uniform(0.0, 0.4),
                 "label_smoothing": tune.choice([0.0, 0.05, 0.1]),
-                **{name: value for name, value in vars(asked).items() if name in ("epochs", "size", "seed")},
+                **{name: value for name, value in vars(asked).items() if name in _FIXED},
                 "tracking_uri": f"sqlite:///{folder}/mlflow.db",
             },
             tune_config=tune.TuneConfig(
@@ -196,7 +202,7 @@ def search(
                 mode="max",
                 num_samples=asked.trials,
                 max_concurrent_trials=asked.workers,
-                reuse_actors=reuse,
+                reuse_actors=True,
                 search_alg=ConcurrencyLimiter(
                     OptunaSearch(sampler=TPESampler(seed=asked.seed)), asked.workers
                 ),
@@ -215,7 +221,7 @@ def search(
         seconds = time.perf_counter() - began
         tested = {} if test is None else {"test_accuracy": round(test(found, experiment.experiment_id), 4)}
         ray.shutdown()
-    numbers = {name: value for name, value in vars(asked).items() if name not in ("data", "new_actors")}
+    numbers = {name: value for name, value in vars(asked).items() if name not in ("data", "log_each_epoch")}
     line = {
         "benchmark": Path(sys.argv[0]).stem,
         **numbers,
@@ -235,9 +241,9 @@ def main() -> None:
     for name, default in (("trials", 64), ("seed", 0), ("size", 96), ("workers", 2), ("epochs", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
-        "--new-actors",
+        "--log-each-epoch",
         action="store_true",
-        help="a process for each trial: where logging a model takes long, a reused one ends the search",
+        help="log the model before each report: on a busy machine Tune does not wait for what comes after",
     )
     parser.add_argument(
         "--data",
@@ -251,7 +257,7 @@ def main() -> None:
         data = dict(file)
     policies = ["none", "flip_crop", "trivial_augment", "rand_augment"]
     test = functools.partial(accuracy_on_test, data=data) if "test_x" in data else None
-    search(asked, began, train, data, policies, test, reuse=not asked.new_actors)
+    search(asked, began, train, data, policies, test)
 
 
 if __name__ == "__main__":
