@@ -1,6 +1,6 @@
 """How many heads are solved for in a minute when the features are there.
 
-    python benchmarks/solved.py [--trials 84] [--train 1000] [--sizes 64 96] [--policies none flip_crop]
+    python benchmarks/solved.py [--trials 42] [--train 1000] [--sizes 64 96] [--policies none flip_crop]
 
 Fashion-MNIST, 500 validation images, EfficientNet-Lite0, ridge regressions on the last features and on
 stages. A first search visits all features, sizes and policies, which fills the cache; a second one draws from
@@ -79,7 +79,7 @@ def searched(spec: SearchSpec, home: Home) -> dict[str, Any]:
 def main() -> None:
     """Fills the cache, runs the search and prints the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--trials", type=int, default=84)
+    parser.add_argument("--trials", type=int, default=42)
     parser.add_argument("--train", type=int, default=1000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96])
     parser.add_argument("--policies", nargs="+", default=["none", "flip_crop"])

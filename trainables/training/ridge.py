@@ -45,20 +45,33 @@ class Moments:
     def of(cls, rows: Tensor, targets: Tensor, weights: Tensor) -> Self:
         """The moments of rows [N, F], targets [N, C] and weights [N], in batches."""
         features, classes = rows.shape[1], targets.shape[1]
-        zeros = torch.zeros(features, 1 + features + classes, dtype=torch.float64, device=rows.device)
-        for part, target, weight in zip(
-            rows.split(_BATCH), targets.split(_BATCH), weights.split(_BATCH), strict=True
-        ):
-            part = part.double()
-            weighed = part * weight[:, None]
-            zeros += torch.cat([weighed.sum(0)[:, None], weighed.T @ part, weighed.T @ target], 1)
-        return cls(
-            weight=weights.double().sum(),
-            rows=zeros[:, 0],
-            targets=(targets * weights[:, None]).sum(0),
-            gram=zeros[:, 1 : 1 + features],
-            cross=zeros[:, 1 + features :],
+        shapes = {
+            "weight": (),
+            "rows": (features,),
+            "targets": (classes,),
+            "gram": (features, features),
+            "cross": (features, classes),
+        }
+        made = cls(
+            **{
+                name: torch.zeros(shape, dtype=torch.float64, device=rows.device)
+                for name, shape in shapes.items()
+            }
         )
+        parts = (each.split(_BATCH) for each in (rows, targets, weights))
+        for part, target, weight in zip(*parts, strict=True):
+            made.add(part, target, weight)
+        return made
+
+    def add(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Adds more rows to these, in place: as large as they are, no copy of them is made."""
+        rows, targets, weights = rows.double(), targets.double(), weights.double()
+        weighed = rows * weights[:, None]
+        self.weight.add_(weights.sum())
+        self.rows.add_(weighed.sum(0))
+        self.targets.add_((targets * weights[:, None]).sum(0))
+        self.gram.addmm_(weighed.T, rows)
+        self.cross.addmm_(weighed.T, targets)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -73,15 +86,18 @@ class RidgePath:
     Args:
         moments: of the rows that it is fitted to.
         strengths: float64 [L], all above 0; the penalty is strength times the squared norm of the weights.
+        exact: whether the decomposition is in double precision; else it takes half the time, which does where
+            strengths are only to be compared.
     """
 
-    def __init__(self, moments: Moments, strengths: Tensor) -> None:
+    def __init__(self, moments: Moments, strengths: Tensor, *, exact: bool = True) -> None:
         self.strengths = strengths.to(moments.gram)
         self._total = moments.weight
         self._mean = moments.rows / moments.weight
         self._target = moments.targets / moments.weight
         gram = moments.gram - moments.weight * torch.outer(self._mean, self._mean)
-        values, self._basis = torch.linalg.eigh(gram)
+        values, basis = torch.linalg.eigh(gram if exact else gram.float())
+        values, self._basis = values.double(), basis.double()
         # Sums of squares: what falls below 0 does so by rounding.
         self._shrunk = 1 / (values.clamp(min=0) + self.strengths[:, None])  # [L, F]
         self._cross = self._basis.T @ (moments.cross - torch.outer(moments.rows, self._target))

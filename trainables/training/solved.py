@@ -29,7 +29,7 @@ __all__ = ["Point", "SolvedHead", "solve", "standardisation"]
 
 FOLDS = 5
 LOGISTIC_FOLDS = 3
-RIDGE_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 4))
+RIDGE_STRENGTHS = tuple(10.0 ** (exponent / 4) for exponent in range(-16, 8))
 """Of the penalty over the sum of the rows' weights, for standardised features."""
 LOGISTIC_STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(0, -7, -1))
 _BATCH = 4096
@@ -188,12 +188,12 @@ class _Rows:
 
     def moments(self, part: Tensor | slice = slice(None)) -> Moments:
         """The moments of some images in all views."""
-        every = (
-            Moments.of(rows, self.targets[few], self.weights[few])
-            for number in range(len(self.views))
-            for few, rows in self._in_batches(number, part)
-        )
-        return functools.reduce(operator.add, every)
+        every = (batch for number in range(len(self.views)) for batch in self._in_batches(number, part))
+        few, rows = next(every)
+        found = Moments.of(rows, self.targets[few], self.weights[few])
+        for few, rows in every:
+            found.add(rows, self.targets[few], self.weights[few])
+        return found
 
     def _standardised(self, rows: Tensor) -> Tensor:
         return (rows.double() - self.mean) / self.scale
@@ -256,7 +256,7 @@ def _ridge(rows: _Rows, folds: Tensor | None) -> Path:
     scores = rows.targets.expand(len(RIDGE_STRENGTHS), -1, -1).clone()
     for fold, own in zip(folds.unique(), every, strict=True):
         rest = total - own
-        fitted = RidgePath(rest, _strengths(RIDGE_STRENGTHS, rest.weight))
+        fitted = RidgePath(rest, _strengths(RIDGE_STRENGTHS, rest.weight), exact=False)
         left = folds == fold
         scores[:, left] = fitted.scores(rows.view(0, left))
     return path.strengths / total.weight, scores, path.linear
