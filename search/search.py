@@ -20,7 +20,7 @@ from search.study.trials import TrialRecord
 from search.tracking.links import Links
 from trainables.files.sealed import Damaged
 from trainables.files.trial_folder import read_right
-from trainables.record import TEST_METRICS
+from trainables.record import MODEL_FOLDER, TEST_METRICS
 
 __all__ = ["Champion", "Search"]
 
@@ -35,6 +35,7 @@ class Champion:
         record: its run, in a study of its own.
         home: where that run has its files.
         shares: of an ensemble, what part each trial has in it.
+        has_seen_validation: whether validation images trained it.
     """
 
     role: str
@@ -42,6 +43,7 @@ class Champion:
     record: TrialRecord
     home: Home
     shares: Mapping[int, float] = field(default_factory=dict)
+    has_seen_validation: bool = True
 
     @property
     def told(self) -> str:
@@ -146,9 +148,9 @@ class Search:
         """The study of refits, if the search has come to one."""
         return RefitStudy.within(self.study, self.home)
 
-    def begin_refit(self, winner: Winner, resources: Resources) -> RefitStudy:
-        """The study of refits with that of a winner, which takes `resources`, and its home."""
-        self.refits = begun = RefitStudy.begin(self.study, self.home, winner, resources)
+    def begin_refits(self, winners: Sequence[Winner], resources: Resources) -> RefitStudy:
+        """The study of refits with those of some winners, which take `resources` each, and its home."""
+        self.refits = begun = RefitStudy.begin(self.study, self.home, winners, resources)
         self.home.refit.make()
         return begun
 
@@ -177,9 +179,25 @@ class Search:
         """The study of ensembles, if one was ever made."""
         return EnsembleStudy.within(self.study, self.home)
 
-    def begin_ensemble(self, pool: Sequence[int], shares: Mapping[int, float]) -> EnsembleStudy:
+    def members(self, trials: Sequence[int]) -> list[Winner]:
+        """Trials as winners: what an ensemble is made of."""
+        begun = {number: self.study.begun(number) for number in trials}
+        return [Winner(trial=number, hparams=each.hparams) for number, each in begun.items() if each]
+
+    def refit_folders(self, winners: Sequence[Winner]) -> dict[int, Path]:
+        """Where the models of refits lie, by trial, of those that have come to their end."""
+        ended = {each.trial: self.refits.ended(each) for each in winners} if self.refits else {}
+        return {
+            trial: self.home.refit.trial(record.number) / MODEL_FOLDER
+            for trial, record in ended.items()
+            if record is not None
+        }
+
+    def begin_ensemble(
+        self, pool: Sequence[int], shares: Mapping[int, float], refitted: Sequence[int]
+    ) -> EnsembleStudy:
         """The study of ensembles with one that was chosen, and its home."""
-        self.ensembles = begun = EnsembleStudy.begin(self.study, self.home, pool, shares)
+        self.ensembles = begun = EnsembleStudy.begin(self.study, self.home, pool, shares, refitted)
         self.home.ensemble.make()
         return begun
 
@@ -190,7 +208,12 @@ class Search:
         if self.ensembles and (record := self.ensembles.ended(pool)):
             shares = self.ensembles.shares(record.number)
             return Champion(
-                role=self.ensembles.role, trial=pool[0], record=record, home=self.home.ensemble, shares=shares
+                role=self.ensembles.role,
+                trial=pool[0],
+                record=record,
+                home=self.home.ensemble,
+                shares=shares,
+                has_seen_validation=self.ensembles.tells_expected(record.number),
             )
         winner = self.winner if self.refits else None
         if winner is None or self.refits is None or (refit := self.refits.ended(winner)) is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +17,7 @@ from trainables.modality import Data, Modality
 from trainables.record import MODEL_FOLDER
 from trainables.training.calibration import Calibration, calibrated, threshold
 from trainables.training.card import ModelError
-from trainables.training.delta import LoadedModel, load_delta, scaled
+from trainables.training.delta import LoadedModel, Part, load_delta, save_ensemble, scaled
 from trainables.training.metrics import calibration_error
 
 __all__ = ["calibrated_model"]
@@ -45,7 +47,7 @@ def calibrated_model(search: Search, row: TrialRow, loaded: LoadedModel, data: D
         errors = (found.before, found.after, f"{of}, each by a temperature of the others")
     else:
         try:
-            own = load_delta(trial_folder(search, row) / MODEL_FOLDER)
+            own = _unseen(search, row, loaded)
         except ModelError as error:  # nothing is left to find a temperature with
             if search.spec.search.conformal:
                 raise BadInput(
@@ -56,7 +58,7 @@ def calibrated_model(search: Search, row: TrialRow, loaded: LoadedModel, data: D
         logits = split_logits(kind.predictor(own), data, "validation")
         found, of = calibrated(logits, labels), f"{len(labels):,} validation {kind.item}s, before the refit"
         hparams = loaded.card.hparams
-        if hparams.strategy == "probe" and hparams.head_is_solved:
+        if hparams.strategy == "probe" and hparams.head_is_solved and not loaded.card.members:
             found = Calibration(factor=1.0, before=found.before, after=found.before)
             of = f"scores of training {kind.item}s, left out of the head that was solved for"
         errors = _on_test(kind, loaded, data, found.factor) or (found.before, found.after, of)
@@ -74,6 +76,28 @@ def calibrated_model(search: Search, row: TrialRow, loaded: LoadedModel, data: D
     changed = scaled(loaded, found.factor)
     metric = {**loaded.card.metric, **_changed(kind, found.factor * logits, labels, loaded)}
     return LoadedModel(changed.model, replace(changed.card, metric=metric, calibration=told))
+
+
+def _unseen(search: Search, row: TrialRow, loaded: LoadedModel) -> LoadedModel:
+    """What a refitted model was before: its trial's model, or the ensemble of its members' trials.
+
+    Raises:
+        ModelError: where one of these is gone.
+    """
+    if not loaded.card.members:
+        return load_delta(trial_folder(search, row) / MODEL_FOLDER)
+    parts = [
+        Part(
+            folder=search.home.trial(trial) / MODEL_FOLDER,
+            name=each.name,
+            share=each.share,
+            factor=each.factor,
+        )
+        for trial, each in zip(row.shares, loaded.card.members, strict=True)
+    ]
+    with tempfile.TemporaryDirectory(prefix="ensemble-") as folder:
+        save_ensemble(Path(folder), parts, {})
+        return load_delta(Path(folder))
 
 
 def _on_test(

@@ -295,7 +295,7 @@ def _crowned(search: Search, row: TrialRow, linked: bool) -> TrialRow:
     own = _values(search, champion.record, linked)
     names = ("mlflow_run_id", "mlflow_run_url", "model_uri", "epoch", "epochs", "test")
     told = {name: own[name] for name in names}
-    value = own["model_value"] if champion.role == "ensemble" else None  # a refit has seen the images
+    value = None if champion.has_seen_validation else own["model_value"]
     return replace(row, **told, model_of=champion.role, model_value=value, shares=champion.shares)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from search.run.planning import load_data
 from search.run.scoring import logits_of
 from search.search import Search
 from search.study.ensemble import EnsembleStudy, made_of
+from search.study.refit import Winner
 from search.study.trials import Ending
 from search.tracking.tracker import Tracker
 from trainables.files.trial_folder import write_epochs
 from trainables.modality import Data
 from trainables.record import MODEL_FOLDER
+from trainables.training.card import Card
 from trainables.training.delta import Part, card_of, save_ensemble
 from trainables.training.keeping import expected_name
 from trainables.training.selection import Selection, select
@@ -29,7 +31,11 @@ _SHORT = {"validation": "val", "test": "test"}
 
 
 def make_ensemble(
-    search: Search, config: Mapping[str, Any], within: Tracker, console: Console
+    search: Search,
+    config: Mapping[str, Any],
+    within: Tracker,
+    console: Console,
+    refit: Callable[[Sequence[Winner]], bool],
 ) -> Tracker | None:
     """Makes the ensemble of a search's best trials where it pays; the tracker that was told of it, if any.
 
@@ -38,6 +44,7 @@ def make_ensemble(
         config: as `planning.trial_config` gives it.
         within: the search's own tracker.
         console: is told what was found.
+        refit: refits members, and says whether that came to its end; if not, there is no ensemble yet.
     """
     began, pool = time.perf_counter(), search.pool
     folders = {number: search.home.trial(number) / MODEL_FOLDER for number in pool}
@@ -54,15 +61,21 @@ def make_ensemble(
         if not chosen.pays:
             search.study.ensemble = {"pool": pool, "told": told}
             return None
+        refits: dict[int, Path] = {}
+        if search.study.is_refitted:
+            members = search.members(list(shares))
+            if not refit(members):
+                return None
+            refits = search.refit_folders(members)
         parts = [
-            _part(folders[alike[index]], alike[index], share, chosen.factors[index])
+            _part((folders | refits)[alike[index]], alike[index], share, chosen.factors[index])
             for index, share in chosen.shares.items()
         ]
-        save_ensemble(place, parts, {})
+        card = save_ensemble(place, parts, {})
         best = _scores(search, config, place, data, chosen)
-        study = search.begin_ensemble(pool, shares)
+        study = search.begin_ensemble(pool, shares, list(refits))
         tracker = Tracker(search.spec, search.home.ensemble, study, within=within)
-        _recorded(search, study, tracker, parts, best, time.perf_counter() - began)
+        _recorded(search, study, tracker, parts, card, best, time.perf_counter() - began)
         search.study.ensemble = {"pool": pool, "told": told}  # the last of it: until then it is made anew
     return tracker
 
@@ -81,7 +94,10 @@ def _part(folder: Path, number: int, share: float, factor: float) -> Part:
 def _scores(
     search: Search, config: Mapping[str, Any], place: Path, data: Data, chosen: Selection
 ) -> dict[str, float]:
-    """What the ensemble has on validation images, what it is expected to have, and its test scores."""
+    """What the ensemble has on validation images, what it is expected to have, and its test scores.
+
+    What it is expected to have is by its members as they were chosen, of images that they were not chosen on.
+    """
     modality = search.spec.modality
     best: dict[str, float] = {"epoch": 1.0}
     for split, short in _SHORT.items():
@@ -97,17 +113,23 @@ def _recorded(
     study: EnsembleStudy,
     tracker: Tracker,
     parts: Sequence[Part],
+    card: Card,
     best: Mapping[str, float],
     seconds: float,
 ) -> None:
-    """Writes the model and its record into the home, and tells the study and MLflow."""
+    """Writes the model and its record into the home, and tells the study and MLflow.
+
+    Where it has seen the validation images, its record has what it is expected to have of them instead.
+    """
     left = study.interrupted()
     assignment = study.continue_trial(left[0]) if left else study.ask()
     number = assignment.number
     folder = search.home.ensemble.trial(number)
     tracker.trial_started(assignment)
     measured = {name: value for name, value in best.items() if name.startswith("val_")}
-    metrics = measured | {"epoch_seconds": seconds}
+    told = {name: best[expected_name(name)] for name in measured} if card.has_seen_validation else measured
+    metrics = told | {"epoch_seconds": seconds}
+    best = {**best, **told}
     save_ensemble(folder / MODEL_FOLDER, parts, {"epoch": best["epoch"], **measured})
     write_epochs(folder, {1: metrics}, assignment.hparams.to_dict())
     tracker.epoch_ended(number, 1, metrics)

@@ -26,7 +26,7 @@ from search.run.signals import interruptible, stop_signals
 from search.run.tuning import Trainable, run_trials
 from search.search import Search
 from search.study.finalists import candidates
-from search.study.refit import takes_all_cores
+from search.study.refit import Winner, takes_all_cores
 from search.study.results import REFIT_ON
 from search.study.search_study import SearchStudy
 from search.tracking.line import Sender
@@ -81,8 +81,9 @@ def run_search(
     """Runs a search's trials until its budget is met, its time is over, or somebody stops it.
 
     A search whose budget is met, or whose time is over, goes on to its finalists, if it has any, and to the
-    winner's refit. As much of its time as these are expected to take is kept for them; they end, also where
-    they take more. A refit that trains a backbone runs by itself, on the cores of all trials.
+    winner's refit, or those of an ensemble's members. As much of its time as these are expected to take is
+    kept for them; they end, also where they take more. A single refit that trains a backbone has the cores of
+    all trials.
 
     Args:
         search: whose driver this process is.
@@ -137,19 +138,27 @@ def run_search(
             told = finalists.cost(study, Capacity(spec).at_once)
             if run_part(finalists, home.finalists, told, rule=study.rule) is Outcome.STOPPED:
                 outcome = Outcome.STOPPED
+
+        def refit(winners: Sequence[Winner]) -> bool:
+            """Whether the refits of these came to their end; one that trains a backbone has all cores."""
+            wide = len(winners) == 1 and takes_all_cores(spec, winners[0].hparams)
+            begun = search.begin_refits(winners, Capacity(spec).alone if wide else spec.resources)
+            which = ", ".join(str(each.trial) for each in winners)
+            of = f"of trial {which}" if len(winners) == 1 else f"of each of the trials {which}"
+            told = f"refit: the configuration {of} on training and validation {spec.items}"
+            return run_part(begun, home.refit, told, trained_on=REFIT_ON) is not Outcome.STOPPED
+
         if outcome is not Outcome.STOPPED and search.lacks_ensemble:
-            made = make_ensemble(search, trial_config(spec, rule=study.rule), trackers[0], console)
+            settled = trial_config(spec, rule=study.rule)
+            made = make_ensemble(search, settled, trackers[0], console, refit)
             if made is not None:
                 trackers.append(made)
                 stack.callback(made.abort)
-        winner = search.to_refit if outcome is not Outcome.STOPPED else None
-        if winner is not None:
-            wide = takes_all_cores(spec, winner.hparams)
-            refit = search.begin_refit(winner, Capacity(spec).alone if wide else spec.resources)
-            items = spec.items
-            told = f"refit: the configuration of trial {winner.trial} on training and validation {items}"
-            if run_part(refit, home.refit, told, trained_on=REFIT_ON) is Outcome.STOPPED:
+            elif search.lacks_ensemble:  # its members' refits were stopped
                 outcome = Outcome.STOPPED
+        winner = search.to_refit if outcome is not Outcome.STOPPED else None
+        if winner is not None and not refit([winner]):
+            outcome = Outcome.STOPPED
         _finish(search, trackers, outcome, console)
     return outcome
 

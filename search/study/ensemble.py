@@ -1,12 +1,15 @@
 """The ensemble: the best trials' probabilities averaged, where that is better than the winner alone.
 
-Members are chosen on the validation images (`trainables.training.selection`); their models stay as the trials
-kept them. Nothing is trained: an ensemble costs a pass of the validation images, and one of the test split,
-which it is scored on once.
+Members are chosen on the validation images (`trainables.training.selection`), by the models that the trials
+kept. Then each is refitted where the search refits, and its refit averaged in its place and with its share;
+so the ensemble has seen the validation images, and what is told of it on these is what it had before.
+Choosing costs a pass of the validation images, and the ensemble one of the test split, which it is scored on
+once.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -41,14 +44,22 @@ def made_of(role: str, trial: int, shares: Mapping[int, float]) -> str:
 class EnsembleStudy(PlannedStudy):
     """The ensembles: one for each pool that the search has had when it came to its end, if it paid.
 
-    An entry has the pool that it was chosen from and its members' shares by trial, both as JSON has them.
+    An entry has the pool that it was chosen from and its members' shares by trial, both as JSON has them, and
+    which members are refits.
     """
 
     role = "ensemble"
     part = "ensemble"
 
     @classmethod
-    def begin(cls, search: SearchStudy, home: Home, pool: Sequence[int], shares: Mapping[int, float]) -> Self:
+    def begin(
+        cls,
+        search: SearchStudy,
+        home: Home,
+        pool: Sequence[int],
+        shares: Mapping[int, float],
+        refitted: Sequence[int] = (),
+    ) -> Self:
         """The study with an ensemble that was chosen."""
         study = cls.begun_in(search, home)
         first = next(iter(shares))
@@ -58,10 +69,11 @@ class EnsembleStudy(PlannedStudy):
             "of": first,
             "pool": list(pool),
             "shares": {str(number): share for number, share in shares.items()},
+            "refitted": sorted(refitted),
             "hparams": begun.hparams.to_dict(),
         }
-        known = [(each["pool"], each["shares"]) for each in study.plan]
-        if (entry["pool"], entry["shares"]) not in known:
+        entry = json.loads(json.dumps(entry))  # as a plan has it
+        if entry not in study.plan:
             study.extend([entry])
         return study
 
@@ -71,6 +83,9 @@ class EnsembleStudy(PlannedStudy):
     def shares(self, number: int) -> dict[int, float]:
         """The shares of an ensemble's members, by trial."""
         return {int(trial): share for trial, share in self.plan[number]["shares"].items()}
+
+    def tells_expected(self, number: int) -> bool:
+        return bool(self.plan[number].get("refitted"))
 
     def tags(self, number: int) -> dict[str, str]:
         return {"role": self.role, "of": ", ".join(self.plan[number]["shares"])}

@@ -1,15 +1,17 @@
-"""The refit: the winner's configuration trained once more, on training and validation images together.
+"""Refits: a winner's configuration trained once more, on training and validation images together.
 
 A search sets validation images aside to choose by. When it has chosen, they are as good for learning from as
 the others, and what is served should have learned from all of them. Nothing is chosen any more: epochs and
 schedule are the winner's, the model is that of the last epoch. So the refit has no validation score of its
 own, since it has seen those images; what is known of it before the test split is the winner's value, and that
-more images of the same kind rarely harm. It is scored once on the test split, where there is one.
+more images of the same kind rarely harm. It is scored once on the test split, where there is one. Where an
+ensemble takes the winner's place, each of its members is refitted.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,12 +19,16 @@ from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.spec.sections import Resources
 from search.study.agenda import cores_worth
+from search.study.finalists import distinct
 from search.study.planned import PlannedStudy
 from search.study.search_study import SearchStudy
 from search.study.trials import TrialRecord
 from trainables.training.hparams import TRUNK_TRAINS, HParams
 
 __all__ = ["SEEN", "RefitStudy", "Winner", "named", "refit_seconds", "takes_all_cores"]
+
+_MEMBERS = 4
+"""As many as an ensemble usually has."""
 
 SEEN = "seen_"
 """Begins the names of a refit's scores on validation images, which it was trained on."""
@@ -39,19 +45,29 @@ def takes_all_cores(spec: SearchSpec, hparams: HParams) -> bool:
 
 
 def refit_seconds(search: SearchStudy, at_once: int) -> float:
-    """What the refit of the trial that leads is going to take where `at_once` trials run; 0 where unknown."""
-    leader = search.leader() if search.is_refitted else None
-    begun = None if leader is None else search.begun(leader[0])
-    if leader is None or begun is None:
+    """What refits are going to take where `at_once` trials run; 0 where unknown.
+
+    Of the trial that leads; or of as many of the best as an ensemble usually has, beside each other.
+    """
+    if not search.is_refitted:
+        return 0.0
+    best = list(distinct(search, min(_MEMBERS, search.spec.search.ensemble or 1)))
+    each = [_refit_seconds(search, number, at_once if len(best) == 1 else 1) for number in best]
+    return sum(each) / max(1, min(at_once, len(each)))
+
+
+def _refit_seconds(search: SearchStudy, trial: int, cores: int) -> float:
+    begun = search.begun(trial)
+    if begun is None:
         return 0.0
     hparams, times = begun.hparams, search.refit_times
-    epochs: float = hparams.epochs * (search.record(leader[0]).best or {}).get("epoch_seconds", 0.0)
-    faster = 1.0 if search.spec.resources.gpu else cores_worth(at_once)
+    epochs: float = hparams.epochs * (search.record(trial).best or {}).get("epoch_seconds", 0.0)
+    faster = 1.0 if search.spec.resources.gpu else cores_worth(cores)
     seconds = times * epochs / (faster if takes_all_cores(search.spec, hparams) else 1.0)
     if hparams.policy == "none":
         return seconds
     # The views of training images are there; of the others none was drawn yet.
-    return seconds + (times - 1) * max(0.0, search.seconds_of(leader[0]) - epochs) / faster
+    return seconds + (times - 1) * max(0.0, search.seconds_of(trial) - epochs) / faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +85,17 @@ class Winner:
 
 
 class RefitStudy(PlannedStudy):
-    """The refits: one for each winner that the search has had when it came to its end."""
+    """The refits of winners, or of ensembles' members, that the search had when it came to its end."""
 
     role = "refit"
     part = "refit"
 
     @classmethod
-    def begin(cls, search: SearchStudy, home: Home, winner: Winner, resources: Resources) -> Self:
-        """The study with the run that this winner needs, which takes `resources`."""
+    def begin(cls, search: SearchStudy, home: Home, winners: Sequence[Winner], resources: Resources) -> Self:
+        """The study with the runs that these winners need, each of which takes `resources`."""
         study = cls.begun_in(search, home)
         study.spec = study.spec.model_copy(update={"resources": resources})
-        if winner.entry not in study.plan:
-            study.extend([winner.entry])
+        study.extend([winner.entry for winner in winners if winner.entry not in study.plan])
         return study
 
     def label(self, number: int) -> str:

@@ -162,6 +162,10 @@ class StudyResults(StudyFacts):
         """What a person is shown for a trial's number."""
         return str(number)
 
+    def tells_expected(self, number: int) -> bool:
+        """Whether its record has what was expected of its model on validation images, which trained that."""
+        return False
+
     def tags(self, number: int) -> dict[str, str]:
         """What MLflow is told of a trial beside its number."""
         phase = self._frozen(number).user_attrs.get(PHASE)

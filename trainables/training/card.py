@@ -105,8 +105,9 @@ class Card:
 
     @property
     def has_seen_validation(self) -> bool:
-        """Whether it was trained on the validation images."""
-        return "validation" in self.trained_on
+        """Whether it, or one of its members, was trained on the validation images."""
+        members = (member.card.has_seen_validation for member in self.members)
+        return "validation" in self.trained_on or any(members)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that survive JSON, for `from_dict`."""
