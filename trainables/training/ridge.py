@@ -73,6 +73,26 @@ class Moments:
         self.gram.addmm_(weighed.T, rows)
         self.cross.addmm_(weighed.T, targets)
 
+    @property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Of rows [F] and of targets [C]."""
+        return self.rows / self.weight, self.targets / self.weight
+
+    @property
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """`gram` and `cross` of rows and targets less their means."""
+        mean, target = self.means
+        gram = self.gram - self.weight * torch.outer(mean, mean)
+        return gram, self.cross - torch.outer(self.rows, target)
+
+    def solution(self, strength: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights [C, F] and biases [C] of a regression with one penalty: of many, see `RidgePath`."""
+        mean, target = self.means
+        gram, cross = self.centred
+        gram.diagonal().add_(strength)
+        weights = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).T
+        return weights, target - weights @ mean
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
@@ -93,14 +113,13 @@ class RidgePath:
     def __init__(self, moments: Moments, strengths: Tensor, *, exact: bool = True) -> None:
         self.strengths = strengths.to(moments.gram)
         self._total = moments.weight
-        self._mean = moments.rows / moments.weight
-        self._target = moments.targets / moments.weight
-        gram = moments.gram - moments.weight * torch.outer(self._mean, self._mean)
+        self._mean, self._target = moments.means
+        gram, cross = moments.centred
         values, basis = torch.linalg.eigh(gram if exact else gram.float())
         values, self._basis = values.double(), basis.double()
         # Sums of squares: what falls below 0 does so by rounding.
         self._shrunk = 1 / (values.clamp(min=0) + self.strengths[:, None])  # [L, F]
-        self._cross = self._basis.T @ (moments.cross - torch.outer(moments.rows, self._target))
+        self._cross = self._basis.T @ cross
 
     def linear(self, index: int) -> tuple[Tensor, Tensor]:
         """Weights [C, F] and biases [C] of the strength at `index`."""

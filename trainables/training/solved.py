@@ -252,14 +252,14 @@ def _ridge(rows: _Rows, folds: Tensor | None) -> Path:
     assert folds is not None, "no image of several views is left out by itself"
     every = [rows.moments(folds == fold) for fold in folds.unique()]
     total = functools.reduce(operator.add, every)
-    path = RidgePath(total, _strengths(RIDGE_STRENGTHS, total.weight))
+    strengths = _strengths(RIDGE_STRENGTHS, total.weight)
     scores = rows.targets.expand(len(RIDGE_STRENGTHS), -1, -1).clone()
     for fold, own in zip(folds.unique(), every, strict=True):
         rest = total - own
         fitted = RidgePath(rest, _strengths(RIDGE_STRENGTHS, rest.weight), exact=False)
         left = folds == fold
         scores[:, left] = fitted.scores(rows.view(0, left))
-    return path.strengths / total.weight, scores, path.linear
+    return strengths / total.weight, scores, lambda place: total.solution(strengths[place])
 
 
 def _ridge_in_closed_form(rows: _Rows, folds: Tensor | None) -> Path:

@@ -82,3 +82,13 @@ def test_moments_add_up_over_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in vars(whole).items():
         torch.testing.assert_close(vars(first + second)[name], value)
         torch.testing.assert_close(vars(whole - second)[name], vars(first)[name])
+
+
+def test_one_solution_is_that_of_the_path() -> None:
+    numbers = torch.Generator().manual_seed(3)
+    rows, labels = torch.randn(60, 7, generator=numbers), torch.randint(4, (60,), generator=numbers)
+    moments = Moments.of(rows, targets_of(labels, 4), torch.rand(60, generator=numbers))
+    path = RidgePath(moments, STRENGTHS)
+    for place, strength in enumerate(STRENGTHS):
+        for one, other in zip(moments.solution(strength), path.linear(place), strict=True):
+            torch.testing.assert_close(one, other)
