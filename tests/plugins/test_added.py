@@ -16,6 +16,8 @@ from sklearn.datasets import load_digits
 
 from trainables.record import MODEL_FOLDER
 
+pytestmark = pytest.mark.timeout(600)  # it is among the first, which compile what was installed
+
 ROOT = Path(__file__).parents[2]
 
 VECTORS = """\
@@ -75,7 +77,7 @@ def said(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=550,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder, json.loads(done.stdout.splitlines()[-1])

@@ -76,7 +76,8 @@ def _chosen(alike: Tensor, candidates: Tensor, same: float) -> Iterator[tuple[in
 def _usual(alike: Tensor) -> Tensor:
     """How far from an image its candidates are that are no copies of it, [N].
 
-    Candidates that all are copies, of many, say nothing of that: then what is usual in the data does.
+    Candidates that all are copies, of many, say nothing of that: then what is usual in the data does. Of so
+    few images that none has other candidates nothing is usual: NaN, with which no distance is small.
     """
     ranked = alike.sort(1, descending=True).values
     known = (ranked > -1).sum(1)
