@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from comparison import EVERY_VIEW, SPEC, WORKERS
+from comparison import DATA, EVERY_VIEW, SPEC, WORKERS
 from rich.console import Console
 
 from search.home import Home
@@ -112,7 +112,7 @@ def main() -> None:
     clock, rows = Clock(), []
     with tempfile.TemporaryDirectory() as name, local_ray(preloaded=True):
         folder = Path(name)
-        text = SPEC.format(trials=asked.trials, epochs=8, size=96, seed=0, workers=WORKERS)
+        text = (DATA["images"] + SPEC).format(trials=asked.trials, epochs=8, size=96, seed=0, workers=WORKERS)
         same = [
             f"tracking.uri=sqlite:///{folder}/mlflow.db",
             f"cache.dir={folder}/cache",
