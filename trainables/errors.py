@@ -10,9 +10,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["BackboneError", "DataError", "UnknownName", "did_you_mean", "enumeration", "printable"]
+__all__ = [
+    "BackboneError",
+    "DataError",
+    "UnknownName",
+    "did_you_mean",
+    "enumeration",
+    "first_lines",
+    "printable",
+]
 
 _SHOWN = 10
 
@@ -63,6 +71,14 @@ def enumeration(names: Sequence[str]) -> str:
     """The first names and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(printable(name) for name in names[:_SHOWN]) + more
+
+
+def first_lines(every: Iterable[str]) -> Iterator[str]:
+    """The first lines, indented, and how many more there are."""
+    lines = list(every)
+    yield from (f"  {line}" for line in lines[:_SHOWN])
+    if len(lines) > _SHOWN:
+        yield f"  and {len(lines) - _SHOWN:,} more"
 
 
 def printable(text: str) -> str:

@@ -224,6 +224,7 @@ def inspected(spec: SearchSpec, progress: Progress | None = None) -> tuple[Inspe
     labels, groups = data.labels[places], getattr(data, "groups", None)
     kin = None if groups is None else groups[places].unique(return_inverse=True)[1]
     shares = left_out_shares(features, labels, len(data.classes), kin)
+    sureness, told = shares.max(1)
     split_of = [split for split in SPLITS for _ in range(len(data.splits[split]))]
 
     def named(place: int) -> tuple[int, str, str]:
@@ -232,7 +233,7 @@ def inspected(spec: SearchSpec, progress: Progress | None = None) -> tuple[Inspe
     found = Inspection(
         item=spec.modality.item,
         examples=len(places),
-        accuracy=float((shares.argmax(1) == labels).double().mean()),
+        accuracy=float((told == labels).double().mean()),
         suspects=[
             Suspect(
                 **dict(zip(("place", "name", "split"), named(each.place), strict=True)),  # type: ignore[arg-type]
@@ -257,7 +258,7 @@ def inspected(spec: SearchSpec, progress: Progress | None = None) -> tuple[Inspe
                 classes=(data.classes[one], data.classes[two]),
                 count=count,
                 of=total,
-                surest=[int(places[each]) for each in _surest(shares, labels, one, two)],
+                surest=[int(places[each]) for each in _surest(sureness, told, labels, one, two)],
             )
             for one, two, count, total in confusions(shares, labels)
         ],
@@ -269,9 +270,8 @@ def inspected(spec: SearchSpec, progress: Progress | None = None) -> tuple[Inspe
     return found, data, backbone
 
 
-def _surest(shares: Tensor, labels: Tensor, one: int, two: int) -> list[int]:
+def _surest(sureness: Tensor, told: Tensor, labels: Tensor, one: int, two: int) -> list[int]:
     """The examples of two classes that are taken for the other, the surest few first."""
-    sureness, told = shares.max(1)
     taken = ((labels == one) & (told == two)) | ((labels == two) & (told == one))
     places = torch.nonzero(taken).squeeze(1)
     few: list[int] = places[sureness[places].argsort(descending=True)][:_SUREST].tolist()

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainables.errors import printable
+from trainables.errors import first_lines, printable
 from trainables.image.store import Scan
+from trainables.training.grouping import group_lines
 from trainables.training.splits import SPLITS, UNSPLIT, Assignment
 
 __all__ = ["DataReport", "reported"]
@@ -87,10 +88,10 @@ class DataReport:
         yield f"pixel formats: {_tally(told)}"
         if self.unreadable:
             yield f"unreadable, skipped: {len(self.unreadable):,}"
-            yield from _some([f"{name}: {reason}" for name, reason in self.unreadable])
+            yield from first_lines([f"{name}: {reason}" for name, reason in self.unreadable])
         if self.duplicates:
             yield f"identical images in several splits, kept in the last: {len(self.duplicates):,}"
-            yield from _some(
+            yield from first_lines(
                 [
                     f"{out} ({split}) left out, same as {kept} ({kept_split})"
                     for out, split, kept, kept_split in self.duplicates
@@ -98,29 +99,16 @@ class DataReport:
             )
         if self.identical:
             yield f"groups of identical images, each kept within one split: {len(self.identical):,}"
-            yield from _some([" = ".join(_first(group)) for group in self.identical])
+            yield from first_lines([" = ".join(_first(group)) for group in self.identical])
         if self.conflicts:
             yield f"WARNING: identical images with different labels: {len(self.conflicts):,} groups"
-            yield from _some(
+            yield from first_lines(
                 [
                     ", ".join(_first([f"{name} is {label!r}" for name, label in group]))
                     for group in self.conflicts
                 ]
             )
-        if self.groups is not None:
-            yield f"groups (data.group): {self.groups:,}, none of them in two splits"
-        if self.leaks:
-            leaking = list(dict.fromkeys(group for group, *_ in self.leaks))
-            yield (
-                f"WARNING: {len(leaking):,} groups leak: they are in several splits of the source; "
-                f"{len(self.leaks):,} of their images are left out, so that each is in its last split alone"
-            )
-            yield from _some(
-                [
-                    f"group {group}: {out} ({split}) left out, {kept} ({kept_split}) stays"
-                    for group, out, split, kept, kept_split in self.leaks
-                ]
-            )
+        yield from group_lines(self.groups, self.leaks, "images")
         yield from self.notes
 
     def _class_lines(self) -> Iterator[str]:
@@ -139,11 +127,6 @@ class DataReport:
 
 def _first(names: Sequence[str]) -> list[str]:
     return [*names[:4], *(["..."] * (len(names) > 4))]
-
-
-def _some(lines: Sequence[str]) -> list[str]:
-    more = [f"  and {len(lines) - _SHOWN:,} more"] * (len(lines) > _SHOWN)
-    return [*(f"  {line}" for line in lines[:_SHOWN]), *more]
 
 
 def _tally(counts: dict[str, int]) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainables.errors import enumeration, printable
+from trainables.errors import enumeration, first_lines, printable
 from trainables.text.sources import Row
+from trainables.training.grouping import group_lines
 from trainables.training.splits import SPLITS, UNSPLIT, Assignment
 
 __all__ = ["TextReport", "reported", "shortened"]
@@ -94,43 +95,25 @@ class TextReport:
             yield f"empty texts, skipped: {len(self.empty):,} ({enumeration(self.empty)})"
         if self.duplicates:
             yield f"the same text in several splits, kept in the last: {len(self.duplicates):,}"
-            yield from _some(
+            yield from first_lines(
                 f"{out} ({split}) left out, same as {kept} ({kept_split})"
                 for out, split, kept, kept_split in self.duplicates
             )
         if self.identical:
             yield f"groups of the same text, each kept within one split: {len(self.identical):,}"
-            yield from _some(" = ".join(_first(group)) for group in self.identical)
+            yield from first_lines(" = ".join(_first(group)) for group in self.identical)
         if self.conflicts:
             yield f"WARNING: the same text with different labels: {len(self.conflicts):,} groups"
-            yield from _some(
+            yield from first_lines(
                 ", ".join(_first([f"{name} is {label!r}" for name, label in group]))
                 for group in self.conflicts
             )
-        if self.groups is not None:
-            yield f"groups (data.group): {self.groups:,}, none of them in two splits"
-        if self.leaks:
-            leaking = len({group for group, *_ in self.leaks})
-            yield (
-                f"WARNING: {leaking:,} groups leak: they are in several splits of the source; "
-                f"{len(self.leaks):,} of their texts are left out, so that each is in its last split alone"
-            )
-            yield from _some(
-                f"group {group}: {out} ({split}) left out, {kept} ({kept_split}) stays"
-                for group, out, split, kept, kept_split in self.leaks
-            )
+        yield from group_lines(self.groups, self.leaks, "texts")
         yield from self.notes
 
 
 def _first(names: Sequence[str]) -> list[str]:
     return [*names[:_NAMED], *(["..."] * (len(names) > _NAMED))]
-
-
-def _some(every: Iterator[str]) -> Iterator[str]:
-    lines = list(every)
-    yield from (f"  {line}" for line in lines[:_SHOWN])
-    if len(lines) > _SHOWN:
-        yield f"  and {len(lines) - _SHOWN:,} more"
 
 
 def reported(
@@ -195,8 +178,13 @@ def reported(
         if owners is None
         else len({owners[place] for place in np.flatnonzero(codes != UNSPLIT).tolist()}),
         leaks=tuple(
-            (owner[out], _called(rows[out]), _split(rows[out]), _called(rows[kept]), _split(rows[kept]))
-            for owner in ([] if owners is None else [owners])
+            (
+                (owners or ())[out],
+                _called(rows[out]),
+                _split(rows[out]),
+                _called(rows[kept]),
+                _split(rows[kept]),
+            )
             for out, kept in assigned.leaks
         ),
     )

@@ -160,13 +160,11 @@ def _table(path: Path, config: TextConfig) -> Listing:
         Row(f"row {row}", body, name, given[row - 1] if given else None)
         for row, (body, name) in enumerate(zip(bodies, names, strict=True), 1)
     ]
-    others = {name: cells for name, cells in columns.items() if name not in named.values()}
-    cells_of = {
-        name: {row.place: cell_text(cell) for row, cell in zip(rows, cells, strict=True)}
-        for name, cells in others.items()
-        if name == config.group
-    }
-    return Listing(rows=rows, columns=cells_of or {name: {} for name in others}, notes=tuple(notes))
+    others: dict[str, dict[str, str]] = {name: {} for name in columns if name not in named.values()}
+    if config.group in others:
+        grouping = zip(rows, columns[config.group], strict=True)
+        others[config.group] = {row.place: cell_text(cell) for row, cell in grouping}
+    return Listing(rows=rows, columns=others, notes=tuple(notes))
 
 
 # Folders

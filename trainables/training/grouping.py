@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from trainables.errors import DataError, did_you_mean, enumeration
+from trainables.errors import DataError, did_you_mean, enumeration, first_lines
 
-__all__ = ["group_names", "joined", "numbered"]
+__all__ = ["group_lines", "group_names", "joined", "numbered"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -56,6 +56,28 @@ def _by_pattern(group: str, names: Sequence[str]) -> list[str]:
             f"{enumeration(without)}; change the pattern so that it fits all"
         )
     return [str(match[1]) for match in found if match is not None]
+
+
+def group_lines(groups: int | None, leaks: Sequence[Sequence[str]], items: str) -> Iterator[str]:
+    """What a person is told of groups, if there are any.
+
+    Args:
+        groups: how many the examples in use are of.
+        leaks: (group, example left out, its split, example of the group that stays, its split).
+        items: what examples are called.
+    """
+    if groups is not None:
+        yield f"groups (data.group): {groups:,}, none of them in two splits"
+    if leaks:
+        leaking = len({group for group, *_ in leaks})
+        yield (
+            f"WARNING: {leaking:,} groups leak: they are in several splits of the source; "
+            f"{len(leaks):,} of their {items} are left out, so that each is in its last split alone"
+        )
+        yield from first_lines(
+            f"group {group}: {out} ({split}) left out, {kept} ({kept_split}) stays"
+            for group, out, split, kept, kept_split in leaks
+        )
 
 
 def numbered(names: Sequence[str]) -> Ints:
