@@ -68,13 +68,14 @@ class Clock:
     """When the first result came, what the sender had taken by then, and workers in epochs since."""
 
     def __init__(self) -> None:
-        self.first, self.sender, self.busy = 0.0, 0.0, 0.0
+        self.first, self.sender, self.busy, self.epochs = 0.0, 0.0, 0.0, 0
         after_epoch = Conductor.after_epoch
 
         def clocked(conductor: Conductor, tune_id: str, result: Mapping[str, Any]) -> bool:
             if not self.first:
                 self.first, self.sender = time.perf_counter(), sender_seconds()
             self.busy += result["epoch_seconds"]
+            self.epochs += 1
             return after_epoch(conductor, tune_id, result)
 
         Conductor.after_epoch = clocked  # type: ignore[method-assign]
@@ -86,7 +87,7 @@ def searched(spec: SearchSpec, folder: Path, clock: Clock, *, told: bool) -> dic
     home = Home(folder / spec.name)
     home.make()
     study = SearchStudy.create(spec, home)
-    clock.first = clock.sender = clock.busy = 0.0
+    clock.first = clock.sender = clock.busy = clock.epochs = 0
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     running.run_search(Search(spec, home, study), Console(file=io.StringIO()))
     progress = study.progress()
@@ -98,6 +99,7 @@ def searched(spec: SearchSpec, folder: Path, clock: Clock, *, told: bool) -> dic
         "beside_arithmetic": round(seconds - clock.busy / progress.counted / WORKERS, 4),
         "sender_share": round(sent / (seconds * progress.counted * (os.cpu_count() or 1)), 4),
         "failed": progress.failed,
+        "epochs_per_trial": round(clock.epochs / progress.counted, 2),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -14,6 +15,7 @@ lean.install()  # before anything imports torch
 
 from ray import tune
 
+from trainables.files import sealed
 from trainables.files.claim import Claim
 from trainables.image import augment, backbones, data  # noqa: F401  while a process waits for its first trial
 from trainables.record import BEST, EPOCHS, MODEL_FOLDER, PROGRESS_FILE, TOLD
@@ -24,7 +26,11 @@ from trainables.trial import TrialConfig, begun, has_best_model
 
 __all__ = ["ImageTransfer", "TrialConfig"]
 
+log = logging.getLogger(__name__)
+
 _STATE_SECONDS = 10.0
+_SYNC_SECONDS = 1.0
+"""How long what is written in each epoch may stay unsynced while the trial runs: a power cut costs that."""
 
 
 class ImageTransfer(tune.Trainable):  # type: ignore[misc]
@@ -37,6 +43,7 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: TrialConfig) -> None:
         self._claim: Claim | None = None
+        self._unsynced: set[Path] = set()
         self.reset_config(config)
 
     def reset_config(self, new_config: TrialConfig) -> bool:
@@ -44,7 +51,7 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         self._trial = new_config
         self._training: Training | None = None
         self._release()
-        self._saved = time.monotonic()
+        self._saved = self._synced = time.monotonic()
         return True
 
     def step(self) -> dict[str, Any]:
@@ -66,12 +73,18 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         metrics = training.run_epoch()
         self._claim.check()
         (folder / PROGRESS_FILE).unlink(missing_ok=True)
-        training.save_record(folder)
-        if training.phase_began:
-            self._check_reads(training)
-        if training.improved and not (training.epoch in self._repeated and has_best_model(training, folder)):
-            training.save_model(folder)
-        if time.monotonic() - self._saved > _STATE_SECONDS and not training.finished:
+        with sealed.later(self._unsynced):
+            training.save_record(folder)
+            if training.phase_began:
+                self._check_reads(training)
+            is_saved = training.epoch in self._repeated and has_best_model(training, folder)
+            if training.improved and not is_saved:
+                training.save_model(folder)
+        is_due = time.monotonic() - self._saved > _STATE_SECONDS
+        if training.finished or is_due or time.monotonic() - self._synced > _SYNC_SECONDS:
+            sealed.sync(self._unsynced)
+            self._synced = time.monotonic()
+        if is_due and not training.finished:
             training.save_state(folder)
             self._saved = time.monotonic()
         self._claim.share()
@@ -101,6 +114,11 @@ class ImageTransfer(tune.Trainable):  # type: ignore[misc]
         self._release()
 
     def _release(self) -> None:
+        try:
+            sealed.sync(self._unsynced)
+        except OSError as error:
+            log.warning("what a trial has left may not be on its disk yet: %s", error)
+            self._unsynced.clear()
         if self._claim is not None:
             self._claim.release()
         self._claim = None

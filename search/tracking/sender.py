@@ -44,6 +44,8 @@ log = logging.getLogger("search.tracking.sender")
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
 _REFUSED_TIMES = 2
 """How often what MLflow refuses is sent again: it may have been said of a moment."""
+_GATHERED_SECONDS = 1.0
+"""How long a trial's epochs wait for more of them: MLflow takes many in the time of one."""
 _LAST_SECONDS = 10.0
 """How long a sender that nobody listens to stays at what it is sending."""
 
@@ -78,6 +80,7 @@ class Sender:
         self._ended = threading.Event()
         self._is_away = False
         self._delays: dict[int | None, _Delay] = {}
+        self._gathered: dict[int, float] = {}  # until when the epochs of a trial wait for more
         self._aside: set[int | None] = set()
 
     def receive(self, lines: Iterable[str]) -> None:
@@ -110,8 +113,7 @@ class Sender:
         """What has arrived; waits for it where nothing else is to be done."""
         events: list[Event | None] = []
         if due is None:
-            delays = [self._delays.get(event.about) for event in waiting]
-            until = min((delay.until for delay in delays if delay is not None), default=None)
+            until = min((self._ready(place, waiting) for place in range(len(waiting))), default=None)
             pause = None if until is None else max(0.01, until - time.monotonic())
             with suppress(queue.Empty):
                 events.append(self._arrived.get(timeout=pause))
@@ -121,14 +123,23 @@ class Sender:
 
     def _due(self, waiting: list[Event]) -> int | None:
         """The place of the first event that need not wait; a flush waits for all before it."""
-        now = time.monotonic()
         for place, event in enumerate(waiting):
             if isinstance(event, Flush):
                 return place if place == 0 else None
-            delay = self._delays.get(event.about)
-            if delay is None or delay.until <= now:
+            if self._ready(place, waiting) <= time.monotonic():
                 return place
         return None
+
+    def _ready(self, place: int, waiting: list[Event]) -> float:
+        """When an event of those that wait may be sent."""
+        event = waiting[place]
+        delay = self._delays.get(event.about)
+        ready = 0.0 if delay is None else delay.until
+        if isinstance(event, Epochs):
+            until = self._gathered.setdefault(event.trial, time.monotonic() + _GATHERED_SECONDS)
+            if not any(isinstance(each, Flush) or each.about == event.trial for each in waiting[place + 1 :]):
+                ready = max(ready, until)
+        return ready
 
     def _sent(self, event: Event, rest: list[Event]) -> list[Event]:
         """Sends an event; returns what waits then."""
@@ -145,6 +156,8 @@ class Sender:
         return rest
 
     def _written(self, event: Event) -> None:
+        if isinstance(event, Epochs | End):
+            self._gathered.pop(event.trial, None)
         delay = self._delays.get(event.about)
         if delay is not None and not delay.is_fresh:
             del self._delays[event.about]

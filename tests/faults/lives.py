@@ -127,7 +127,7 @@ class Toy:
 
 
 class _Here:
-    """A sender in this process, which has sent each event when the next one comes."""
+    """A sender in this process, which has sent what is due when the next event comes."""
 
     def __init__(self, wired: Wired, moments: Moments) -> None:
         self._wired, self._moments = wired, moments
@@ -193,6 +193,7 @@ def live(spec: SearchSpec, home: Home, fault: Fault, seed: int, steps: int = STE
         moments = Moments(fault)
         moments.patch()
         sending._RETRY_SECONDS = (0.001,)  # type: ignore[assignment]
+        sending._GATHERED_SECONDS = random.choice((0.0, 60.0))  # each epoch by itself, or all with the end
         tracking._started = lambda home: HERE
         storage.RDBStorage = partial(  # type: ignore[misc,assignment]  its tables are there: saves half a life
             storage.RDBStorage, skip_compatibility_check=True, skip_table_creation=True

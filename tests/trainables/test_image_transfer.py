@@ -213,6 +213,32 @@ def test_a_state_is_not_written_more_often_than_needed(
     assert not (Path(trial(1)["folder"]) / STATE_FILE).exists()
 
 
+@pytest.mark.parametrize("after", [2, 3])
+def test_what_a_trial_leaves_is_on_its_disk_when_it_ends_and_not_after_each_epoch(
+    make: Make, trial: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr(image_transfer, "_SYNC_SECONDS", 3600.0)
+    synced: set[int] = set()
+    sync = os.fsync
+
+    def recorded(file: int) -> None:
+        synced.add(os.fstat(file).st_ino)
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    trainable = make(trial(0, policy="flip_crop"))
+    folder = Path(trial(0)["folder"])
+    left = lambda: {path.stat().st_ino for path in (*folder.glob("model/*"), *folder.glob("record/*"))}  # noqa: E731
+    steps(trainable, 2)
+    assert not synced & left()
+    if after == 3:
+        steps(trainable, 1)  # the last: a driver may end the trial, and remember that, before it is told
+    else:
+        trainable.reset_config(trial(1))
+    assert len(left()) > 3
+    assert left() <= synced
+
+
 def test_a_trial_on_a_reused_actor_equals_one_on_a_new_one(
     make: Make, trial: Callable[..., TrialConfig]
 ) -> None:

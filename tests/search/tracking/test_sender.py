@@ -23,7 +23,7 @@ from search.home import Home
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
 from search.tracking.client import DAMAGE_TAG
-from search.tracking.events import Close, End, Epoch, Event, Flush, Open, Start, TrialEvent
+from search.tracking.events import Close, End, Epoch, Epochs, Event, Flush, Open, Start, TrialEvent
 from search.tracking.outbox import Outbox
 from search.tracking.runs import Runs
 from search.tracking.sender import Sender
@@ -132,6 +132,39 @@ def test_a_run_that_was_deleted_is_made_again_with_all_its_points(sending: Sendi
     assert sending.answers["run 0"] == sending.run(0).info.run_id
     assert sending.outbox.numbers() == []
     assert len(models(sending, 0)) == 1
+
+
+@pytest.mark.parametrize("gathered", [60.0, 0.05])
+def test_epochs_wait_a_moment_for_more_and_no_longer(
+    sending: Sending, monkeypatch: pytest.MonkeyPatch, gathered: float
+) -> None:
+    monkeypatch.setattr("search.tracking.sender._GATHERED_SECONDS", gathered)
+    written: list[Event] = []
+    write = sending.runs.write
+
+    def record(event: Event) -> None:
+        write(event)
+        written.append(event)
+
+    monkeypatch.setattr(sending.runs, "write", record)
+
+    def lines() -> Iterator[str]:
+        for event in (start(0), start(1), epoch(0, 1)):
+            yield event.line()
+        until = time.monotonic() + (60 if gathered < 1 else 0.5)
+        while len(written) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        for event in (epoch(0, 2), epoch(1, 1), end(1), Flush(answer="flushed")):
+            yield event.line()
+        while "flushed" not in sending.answers:
+            time.sleep(0.01)
+
+    threading.Thread(target=sending.sender.receive, args=(lines(),), daemon=True).start()
+    sending.sender.send()
+    epochs = [[number for number, _ in event.epochs] for event in written if isinstance(event, Epochs)]
+    assert epochs == ([[1, 2]] if gathered > 1 else [[1], [2]])
+    assert sending.points(0) == [(1, 0.1), (2, 0.2)]
+    assert sending.points(1) == [(1, 0.1)]
 
 
 def test_a_damaged_model_is_not_logged_and_that_is_told(sending: Sending) -> None:
