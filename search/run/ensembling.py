@@ -14,7 +14,7 @@ from search.run.planning import load_data
 from search.run.scoring import logits_of
 from search.search import Search
 from search.study.ensemble import EnsembleStudy, made_of
-from search.study.refit import Winner
+from search.study.refit import Winner, affordable
 from search.study.trials import Ending
 from search.tracking.tracker import Tracker
 from trainables.files.trial_folder import write_epochs
@@ -36,6 +36,9 @@ def make_ensemble(
     within: Tracker,
     console: Console,
     refit: Callable[[Sequence[Winner]], bool],
+    *,
+    at_once: int,
+    seconds: float | None,
 ) -> Tracker | None:
     """Makes the ensemble of a search's best trials where it pays; the tracker that was told of it, if any.
 
@@ -45,6 +48,8 @@ def make_ensemble(
         within: the search's own tracker.
         console: is told what was found.
         refit: refits members, and says whether that came to its end; if not, there is no ensemble yet.
+        at_once: how many refits run at a time.
+        seconds: that are left for them; None: any.
     """
     began, pool = time.perf_counter(), search.pool
     folders = {number: search.home.trial(number) / MODEL_FOLDER for number in pool}
@@ -57,16 +62,19 @@ def make_ensemble(
         chosen = select(logits, data.labels[data.splits["validation"]])
         shares = {alike[index]: share for index, share in chosen.shares.items()}
         told = _told(chosen, shares, alike)
+        left = None if seconds is None else seconds - (time.perf_counter() - began)
+        are_refitted = search.study.is_refitted and chosen.pays
+        which = affordable(search.study, list(shares), at_once, left) if are_refitted else []
+        members = search.members(which)
+        if are_refitted and not members:
+            told = "ensemble: there is no time to refit its members, and the winner's refit is worth more"
         console.print(told, markup=False, highlight=False, soft_wrap=True)
-        if not chosen.pays:
+        if not chosen.pays or (are_refitted and not members):
             search.study.ensemble = {"pool": pool, "told": told}
             return None
-        refits: dict[int, Path] = {}
-        if search.study.is_refitted:
-            members = search.members(list(shares))
-            if not refit(members):
-                return None
-            refits = search.refit_folders(members)
+        if members and not refit(members):
+            return None
+        refits = search.refit_folders(members)
         parts = [
             _part((folders | refits)[alike[index]], alike[index], share, chosen.factors[index])
             for index, share in chosen.shares.items()

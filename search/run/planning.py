@@ -20,6 +20,7 @@ from search.spec.search_spec import SearchSpec
 from search.spec.sections import SAMPLERS
 from search.study.agenda import agenda_notes
 from search.study.earlier import start_of
+from search.study.ensemble import pool_size
 from search.study.intervals import Sample
 from search.study.pruners import pruner_problems
 from search.study.samplers import sampler_notes
@@ -94,8 +95,8 @@ class Plan:
             yield start.line
         if spec.search.finalists:
             yield self._finalists()
-        if spec.search.ensemble:
-            best = f"the best {spec.search.ensemble} trials' probabilities averaged"
+        if pool := pool_size(spec):
+            best = f"the best {pool} trials' probabilities averaged"
             yield f"ensemble: {best}, if that is better than the winner alone"
         if spec.search.refit and not spec.multi_objective:
             both = f"training and validation {spec.items}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
@@ -117,6 +118,7 @@ def run_search(
             device_hours = max(0.0, spec.search.device_hours - study.device_seconds / 3600)
         left = study.progress().left + study.progress().running
         tell(console, f"{spec.name}: {left} trials to go, of up to {spec.search.max_epochs} epochs")
+        until = None if seconds is None else time.monotonic() + seconds
         try:
             config = trial_config(spec, rule=study.rule, passes=passes)
             outcome = run(study, home, trackers[0], config, seconds=seconds, hours=device_hours)
@@ -150,7 +152,10 @@ def run_search(
 
         if outcome is not Outcome.STOPPED and search.lacks_ensemble:
             settled = trial_config(spec, rule=study.rule)
-            made = make_ensemble(search, settled, trackers[0], console, refit)
+            limited = None if device_hours is None else 0.0
+            rest = limited if until is None else until - time.monotonic()
+            at_once = Capacity(spec).at_once
+            made = make_ensemble(search, settled, trackers[0], console, refit, at_once=at_once, seconds=rest)
             if made is not None:
                 trackers.append(made)
                 stack.callback(made.abort)

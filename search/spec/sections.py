@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -173,14 +173,19 @@ def _known_sampler(name: str) -> str:
 
 
 _LARGEST_POOL = 64
+AUTO: Final = "auto"
+"""Of `search.ensemble`: where it is worth its time."""
 
 
 def _pool_size(value: Any) -> Any:
     """How many trials an ensemble is chosen from; 0 where there is to be none."""
     if value is None or value is False:
         return 0
-    if value is True or (isinstance(value, int) and value != 0 and not 2 <= value <= _LARGEST_POOL):
-        raise ValueError(f"must be false, or of how many of the best trials to choose, 2 to {_LARGEST_POOL}")
+    is_size = isinstance(value, int) and value is not True and (value == 0 or 2 <= value <= _LARGEST_POOL)
+    if value != AUTO and not is_size:
+        raise ValueError(
+            f"must be auto, false, or of how many of the best trials to choose, 2 to {_LARGEST_POOL}"
+        )
     return value
 
 
@@ -192,8 +197,8 @@ class Search(Section):
     best configurations are tried first. `device_hours` bounds the hours that trials hold GPUs, or CPUs where
     they take no GPU. With `refit` the winner's configuration is trained once more in the end, on training and
     validation images together. With `ensemble: N` the best N trials' probabilities are averaged, if that is
-    better than the winner alone. With `conformal: 0.9` an export gives sets of classes
-    too, which hold the true one of 90 % of new images.
+    better than the winner alone; `auto` does so where solved heads and fine-tunes are among the best. With
+    `conformal: 0.9` an export gives sets of classes too, which hold the true one of 90 % of new images.
     """
 
     objective: dict[Metric, Direction] = Field({"val_accuracy": "maximize"}, min_length=1)
@@ -207,7 +212,7 @@ class Search(Section):
     pruner: Literal["asha", "hyperband", "median", "wilcoxon", "none"] = "asha"
     finalists: Finalists | None = None
     refit: bool = True
-    ensemble: Annotated[int, BeforeValidator(_pool_size)] = 0
+    ensemble: Annotated[int | Literal["auto"], BeforeValidator(_pool_size)] = AUTO
     conformal: float | None = Field(None, ge=0.5, le=0.999)
     seed: int = Field(0, ge=0)
     retries: int = Field(1, ge=0, le=10)
@@ -230,13 +235,14 @@ class Search(Section):
     @model_validator(mode="after")
     def _with_winner(self) -> Search:
         for name in ("refit", "ensemble"):
-            if getattr(self, name) and name in self.model_fields_set and len(self.objective) > 1:
+            is_asked = name in self.model_fields_set and getattr(self, name) not in (0, AUTO)
+            if is_asked and len(self.objective) > 1:
                 raise ValueError(f"{name} needs one objective: a Pareto front has no winner; leave it out")
         return self
 
     @model_validator(mode="after")
     def _one_model(self) -> Search:
-        if self.ensemble and (
+        if self.ensemble not in (0, AUTO) and (
             costs := [name for name in (*self.objective, *self.constraints) if name in COSTS]
         ):
             raise ValueError(

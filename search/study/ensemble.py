@@ -1,8 +1,9 @@
 """The ensemble: the best trials' probabilities averaged, where that is better than the winner alone.
 
 Members are chosen on the validation images (`trainables.training.selection`), by the models that the trials
-kept. Then each is refitted where the search refits, and its refit averaged in its place and with its share;
-so the ensemble has seen the validation images, and what is told of it on these is what it had before.
+kept. Then they are refitted where the search refits, as far as there is time, and refits averaged in their
+place and with their shares; so the ensemble has seen the validation images, and what is told of it on these
+is what it had before.
 Choosing costs a pass of the validation images, and the ensemble one of the test split, which it is scored on
 once.
 """
@@ -14,21 +15,42 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from search.home import Home
+from search.spec.search_spec import SearchSpec
+from search.spec.sections import AUTO
+from search.study.agenda import Agenda
 from search.study.finalists import distinct
 from search.study.planned import PlannedStudy
 from search.study.search_study import SearchStudy
 from search.study.trials import TrialRecord
+from trainables.record import COSTS
+from trainables.training.hparams import TRUNK_TRAINS
 
-__all__ = ["EnsembleStudy", "made_of", "pool_of", "shares_told"]
+__all__ = ["EnsembleStudy", "made_of", "pool_of", "pool_size", "shares_told"]
+
+_POOL = 8
+
+
+def pool_size(spec: SearchSpec) -> int:
+    """How many of the best trials an ensemble is chosen from; 0 where there is to be none."""
+    search = spec.search
+    (metric, *others) = search.objective
+    if others or not metric.startswith("val_"):
+        return 0
+    if search.ensemble != "auto":
+        return search.ensemble
+    return _POOL if Agenda.has(spec) and not any(name in COSTS for name in search.constraints) else 0
 
 
 def pool_of(search: SearchStudy) -> list[int]:
-    """The trials that a search's ensemble may be made of now, best first; none where it is to have none."""
-    (metric, *others) = search.spec.search.objective
-    wanted = search.spec.search.ensemble
-    if not wanted or others or not metric.startswith("val_"):
+    """The trials that a search's ensemble may be made of now, best first; none where it is to have none.
+
+    Of heads alone there is none unless the spec says how many: they are too much alike.
+    """
+    chosen = distinct(search, pool_size(search.spec))
+    tuned = any(each.strategy in TRUNK_TRAINS for each in chosen.values())
+    if search.spec.search.ensemble == AUTO and not tuned:
         return []
-    return list(distinct(search, wanted))
+    return list(chosen)
 
 
 def shares_told(shares: Mapping[int, float]) -> str:

@@ -5,7 +5,7 @@ the others, and what is served should have learned from all of them. Nothing is 
 schedule are the winner's, the model is that of the last epoch. So the refit has no validation score of its
 own, since it has seen those images; what is known of it before the test split is the winner's value, and that
 more images of the same kind rarely harm. It is scored once on the test split, where there is one. Where an
-ensemble takes the winner's place, each of its members is refitted.
+ensemble takes the winner's place, its members are refitted instead, heads first, as far as there is time.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.spec.sections import Resources
 from search.study.agenda import cores_worth
+from search.study.ensemble import pool_size
 from search.study.finalists import distinct
 from search.study.planned import PlannedStudy
 from search.study.search_study import SearchStudy
 from search.study.trials import TrialRecord
 from trainables.training.hparams import TRUNK_TRAINS, HParams
 
-__all__ = ["SEEN", "RefitStudy", "Winner", "named", "refit_seconds", "takes_all_cores"]
+__all__ = ["SEEN", "RefitStudy", "Winner", "affordable", "named", "refit_seconds", "takes_all_cores"]
 
 _MEMBERS = 4
 """As many as an ensemble usually has."""
@@ -47,13 +48,40 @@ def takes_all_cores(spec: SearchSpec, hparams: HParams) -> bool:
 def refit_seconds(search: SearchStudy, at_once: int) -> float:
     """What refits are going to take where `at_once` trials run; 0 where unknown.
 
-    Of the trial that leads; or of as many of the best as an ensemble usually has, beside each other.
+    Of the trial that leads, and before it of the best heads, as many as an ensemble usually has.
     """
     if not search.is_refitted:
         return 0.0
-    best = list(distinct(search, min(_MEMBERS, search.spec.search.ensemble or 1)))
-    each = [_refit_seconds(search, number, at_once if len(best) == 1 else 1) for number in best]
-    return sum(each) / max(1, min(at_once, len(each)))
+    leader, *others = [*distinct(search, min(_MEMBERS, pool_size(search.spec) or 1))] or [-1]
+    heads = [_refit_seconds(search, number, 1) for number in others if _is_head(search, number)]
+    return _refit_seconds(search, leader, at_once) + _beside(heads, at_once)
+
+
+def affordable(search: SearchStudy, members: Sequence[int], at_once: int, seconds: float | None) -> list[int]:
+    """Those of an ensemble's members that are refitted: its heads, and others as far as there is time.
+
+    Args:
+        search: whose trials they are.
+        members: their numbers, of the largest share first.
+        at_once: how many refits run at a time.
+        seconds: that are left; None: any.
+    """
+    taken: list[int] = []
+    for number in sorted(members, key=lambda each: not _is_head(search, each)):
+        took = [_refit_seconds(search, each, 1) for each in (*taken, number)]
+        if seconds is None or _is_head(search, number) or _beside(took, at_once) <= seconds:
+            taken.append(number)
+    return taken
+
+
+def _beside(each: Sequence[float], at_once: int) -> float:
+    """What runs of so many seconds each take beside one another."""
+    return max(sum(each) / max(1, at_once), max(each, default=0.0))
+
+
+def _is_head(search: SearchStudy, trial: int) -> bool:
+    begun = search.begun(trial)
+    return begun is not None and begun.hparams.strategy not in TRUNK_TRAINS
 
 
 def _refit_seconds(search: SearchStudy, trial: int, cores: int) -> float:

@@ -33,7 +33,7 @@ SETTINGS = (
 
 
 def test_how_many_trials_is_checked() -> None:
-    assert small().search.ensemble == 0
+    assert small().search.ensemble == "auto"
     assert small("search.ensemble=false").search.ensemble == 0
     for wrong in ("1", "true", "100", "many"):
         with pytest.raises(SpecError, match=r"search\.ensemble"):

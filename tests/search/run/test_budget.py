@@ -10,8 +10,9 @@ from search.errors import SpecError
 from search.home import Home
 from search.run import budget as module
 from search.run.budget import Budget
+from search.study.ensemble import pool_of, pool_size
 from search.study.finalists import finalists_seconds
-from search.study.refit import refit_seconds
+from search.study.refit import affordable, refit_seconds
 from search.study.search_study import SearchStudy
 from search.study.trials import Ending
 from tests.search.specs import small
@@ -41,11 +42,12 @@ def study_of(*overrides: str) -> SearchStudy:
     return SearchStudy.create(small("search.sampler=random", *overrides), home)
 
 
-def end_trial(study: SearchStudy, seconds: float) -> None:
-    """A trial whose epochs take some seconds each."""
+def end_trial(study: SearchStudy, seconds: float) -> str:
+    """A trial whose epochs take some seconds each; its strategy."""
     given = study.ask()
     best = {"epoch": 1.0, **dict.fromkeys(METRICS, 0.5), "epoch_seconds": seconds}
     study.end(given.number, Ending.COMPLETED, best)
+    return given.hparams.strategy
 
 
 def test_wall_time_ends(folder: Path, clock: Clock) -> None:
@@ -145,3 +147,38 @@ def test_device_hours_are_a_number_above_nothing() -> None:
     assert small("search.device_hours=1.5").search.device_hours == 1.5
     with pytest.raises(SpecError, match="device_hours"):
         small("search.device_hours=0")
+
+
+TUNED = ("search.sampler=random", "space.strategy=[probe, full]")
+PHASES = (*TUNED, "space.solver=ridge")
+
+
+def test_an_ensembles_heads_are_refitted_and_fine_tunes_as_there_is_time(folder: Path) -> None:
+    study = study_of("search.refit=true", "search.max_epochs=4", "search.trials=60", *TUNED)
+    study.premises = {"images": {"train": 200, "validation": 100, "test": 50}}
+    known: list[str] = []
+    while known.count("probe") < 1 or known.count("full") < 2:
+        known.append(end_trial(study, 20.0))
+    head, first = known.index("probe"), known.index("full")
+    second = known.index("full", first + 1)
+    members = [first, second, head]  # each takes 1.5 * 4 * 20 seconds
+    assert affordable(study, members, 2, None) == [head, first, second]
+    assert affordable(study, members, 2, 130.0) == [head, first]
+    assert affordable(study, members, 1, 130.0) == [head]
+    assert affordable(study, members, 2, 0.0) == [head]
+    assert affordable(study, [first, second], 2, 100.0) == []
+
+
+def test_an_ensemble_is_looked_for_where_heads_and_fine_tunes_can_be_in_it(folder: Path) -> None:
+    assert pool_size(small(*PHASES)) == 8
+    assert pool_size(small(*PHASES, "search.ensemble=false")) == 0
+    assert pool_size(small(*PHASES, "search.constraints={bytes: {max: 1e9}}")) == 0
+    assert pool_size(small(*PHASES, "search.objective={train_loss: minimize}")) == 0
+    assert pool_size(small()) == 0
+    assert pool_size(small("search.ensemble=5")) == 5
+    study = study_of("search.trials=60", "search.max_epochs=2", *PHASES)
+    assert end_trial(study, 1.0) == "probe", "the phase of heads"
+    assert pool_of(study) == []
+    while end_trial(study, 1.0) != "full":
+        pass
+    assert len(pool_of(study)) > 1
