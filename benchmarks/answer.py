@@ -15,7 +15,7 @@ as a person would: `export`, then `predict` on a folder of PNG files.
 Training and validation images are drawn anew for each seed. The test images of Fashion-MNIST are 4,000 of
 its own 10,000, without the ten that the search's spec names. Prints one JSON line an arm and seed:
 `test_accuracy`, wall `seconds` from the process's start to its end, the `load` of the machine as it began,
-how many trials ran, and what won. Wall times, and with them what is found in them, mean nothing on a machine
+how many trials ran, what won, and what was made of it. Wall times, and with them what is found in them, mean nothing on a machine
 that others use.
 """
 
@@ -124,6 +124,8 @@ def _run(name: str, seed: int, folder: Path, test: int, changes: Sequence[str]) 
         "validation": round(best["value"], 4),
         "test_accuracy": round(right / len(answers), 4),
         "test_images": len(answers),
+        "model_of": best["model_of"],
+        "shares": best.get("shares"),
         "won": {
             key: best["params"].get(key)
             for key in ("strategy", "solver", "features", "image_size", "policy", "trunk_lr")

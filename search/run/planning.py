@@ -18,9 +18,8 @@ from search.run.room import free_bytes, sized
 from search.spec.domains import Choice, Domain, Fixed, Range
 from search.spec.search_spec import SearchSpec
 from search.spec.sections import SAMPLERS
-from search.study.agenda import agenda_notes
+from search.study.agenda import agenda_notes, pool_size
 from search.study.earlier import start_of
-from search.study.ensemble import pool_size
 from search.study.intervals import Sample
 from search.study.pruners import pruner_problems
 from search.study.samplers import sampler_notes

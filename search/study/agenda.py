@@ -28,8 +28,9 @@ from search.study import space
 from search.study.portfolio import portfolio
 from search.study.recipes import RECIPES, SHARE, most_trials, offered, recipe_of
 from search.study.trials import seconds_of
+from trainables.record import COSTS
 
-__all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step", "agenda_notes", "cores_worth"]
+__all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step", "agenda_notes", "cores_worth", "pool_size"]
 
 PHASE = "phase"
 """What a trial's phase is written down as."""
@@ -43,6 +44,8 @@ _OVER_HEAD = 3
 """An epoch of fine-tuning over the first head, whose features are computed: a pass back is two forward."""
 _AMPLE = 1.3
 """What is left for fine-tuning over what it is expected to take."""
+_POOL = 8
+"""Trials that an ensemble of heads and fine-tunes is chosen from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +206,16 @@ class Agenda:
         params = space.fitted_params(self._spec, values)
         if params is not None and space.configured(params, self._spec) is not None:
             yield params
+
+
+def pool_size(spec: SearchSpec) -> int:
+    """How many of the best trials an ensemble is chosen from; 0 where there is to be none."""
+    (metric, *others) = spec.search.objective
+    if others or not metric.startswith("val_"):
+        return 0
+    if spec.search.ensemble != "auto":
+        return spec.search.ensemble
+    return _POOL if Agenda.has(spec) and not any(name in COSTS for name in spec.search.constraints) else 0
 
 
 def agenda_notes(spec: SearchSpec) -> list[str]:

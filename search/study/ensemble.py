@@ -15,30 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from search.home import Home
-from search.spec.search_spec import SearchSpec
 from search.spec.sections import AUTO
-from search.study.agenda import Agenda
 from search.study.finalists import distinct
 from search.study.planned import PlannedStudy
 from search.study.search_study import SearchStudy
 from search.study.trials import TrialRecord
-from trainables.record import COSTS
 from trainables.training.hparams import TRUNK_TRAINS
 
-__all__ = ["EnsembleStudy", "made_of", "pool_of", "pool_size", "shares_told"]
-
-_POOL = 8
-
-
-def pool_size(spec: SearchSpec) -> int:
-    """How many of the best trials an ensemble is chosen from; 0 where there is to be none."""
-    search = spec.search
-    (metric, *others) = search.objective
-    if others or not metric.startswith("val_"):
-        return 0
-    if search.ensemble != "auto":
-        return search.ensemble
-    return _POOL if Agenda.has(spec) and not any(name in COSTS for name in search.constraints) else 0
+__all__ = ["EnsembleStudy", "made_of", "pool_of", "shares_told"]
 
 
 def pool_of(search: SearchStudy) -> list[int]:
@@ -46,7 +30,7 @@ def pool_of(search: SearchStudy) -> list[int]:
 
     Of heads alone there is none unless the spec says how many: they are too much alike.
     """
-    chosen = distinct(search, pool_size(search.spec))
+    chosen = distinct(search, search.pool_size)
     tuned = any(each.strategy in TRUNK_TRAINS for each in chosen.values())
     if search.spec.search.ensemble == AUTO and not tuned:
         return []

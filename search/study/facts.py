@@ -10,11 +10,12 @@ import optuna
 from search.study.intervals import Sample
 from trainables.training.keeping import BEST_EPOCH
 
-__all__ = ["ID", "REFIT", "RULE", "StudyFacts"]
+__all__ = ["ID", "LOOKS_FOR_ENSEMBLE", "REFIT", "RULE", "StudyFacts"]
 
 ID = "search_id"
 RULE = "rule"
 REFIT = "refit"
+LOOKS_FOR_ENSEMBLE = "looks_for_ensemble"
 _CORRECTED = "corrected"
 _ENSEMBLE = "ensemble"
 _SAMPLES = "samples"
@@ -40,6 +41,11 @@ class StudyFacts:
     def was_to_be_refitted(self) -> bool:
         """Whether the search was launched to have its winner refitted; one of old was not."""
         return bool(self._study.user_attrs.get(REFIT, False))
+
+    @property
+    def looks_for_ensemble(self) -> bool:
+        """Whether the search was launched to look for an ensemble by itself; one of old was not."""
+        return bool(self._study.user_attrs.get(LOOKS_FOR_ENSEMBLE, False))
 
     @property
     def corrected(self) -> dict[str, Any]:

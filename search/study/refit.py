@@ -19,7 +19,6 @@ from search.home import Home
 from search.spec.search_spec import SearchSpec
 from search.spec.sections import Resources
 from search.study.agenda import cores_worth
-from search.study.ensemble import pool_size
 from search.study.finalists import distinct
 from search.study.planned import PlannedStudy
 from search.study.search_study import SearchStudy
@@ -50,11 +49,9 @@ def refit_seconds(search: SearchStudy, at_once: int) -> float:
 
     Of the trial that leads, and before it of the best heads, as many as an ensemble usually has.
     """
-    if not search.is_refitted:
-        return 0.0
-    leader, *others = [*distinct(search, min(_MEMBERS, pool_size(search.spec) or 1))] or [-1]
-    heads = [_refit_seconds(search, number, 1) for number in others if _is_head(search, number)]
-    return _refit_seconds(search, leader, at_once) + _beside(heads, at_once)
+    best = list(distinct(search, min(_MEMBERS, search.pool_size or 1))) if search.is_refitted else []
+    heads = [_refit_seconds(search, number, 1) for number in best[1:] if _is_head(search, number)]
+    return sum(_refit_seconds(search, number, at_once) for number in best[:1]) + _beside(heads, at_once)
 
 
 def affordable(search: SearchStudy, members: Sequence[int], at_once: int, seconds: float | None) -> list[int]:

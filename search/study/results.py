@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search.spec.search_spec import SearchSpec
-from search.study.agenda import PHASE
+from search.study.agenda import PHASE, pool_size
 from search.study.constraints import is_feasible, violated
 from search.study.facts import StudyFacts
 from search.study.intervals import beats_majority
@@ -48,6 +48,12 @@ class StudyResults(StudyFacts):
         asked = "refit" in self.spec.search.model_fields_set
         wanted = self.spec.search.refit if asked else self.was_to_be_refitted
         return wanted and not others and metric.startswith("val_")
+
+    @property
+    def pool_size(self) -> int:
+        """How many of the best an ensemble is chosen from; in a search of old only if its spec says so."""
+        asked = "ensemble" in self.spec.search.model_fields_set
+        return pool_size(self.spec) if asked or self.looks_for_ensemble else 0
 
     @property
     def refit_times(self) -> float:

@@ -24,7 +24,7 @@ from search.spec.search_spec import SearchSpec
 from search.study import space
 from search.study.agenda import PHASE, SCREEN, Agenda, Step
 from search.study.constraints import misses
-from search.study.facts import ID, REFIT, RULE
+from search.study.facts import ID, LOOKS_FOR_ENSEMBLE, REFIT, RULE
 from search.study.pruners import build_pruner
 from search.study.results import ENDING, EPOCHS, RUN, StudyResults
 from search.study.samplers import build_sampler
@@ -93,6 +93,7 @@ class SearchStudy(StudyResults):
             study.set_user_attr("budget", 0 if part_of else spec.search.trials)
             study.set_user_attr(RULE, part_of.rule if part_of else LAST_EPOCHS)
             study.set_user_attr(REFIT, part_of is None and spec.search.refit)
+            study.set_user_attr(LOOKS_FOR_ENSEMBLE, part_of is None)
             for step in [] if part_of else first_steps(spec, start):
                 study.enqueue_trial(dict(step.params), _attributes(step), skip_if_exists=True)
             study.set_user_attr(_AGENDA, part_of is None and Agenda.has(spec))

@@ -10,7 +10,9 @@ from search.errors import SpecError
 from search.home import Home
 from search.run import budget as module
 from search.run.budget import Budget
-from search.study.ensemble import pool_of, pool_size
+from search.study.agenda import pool_size
+from search.study.ensemble import pool_of
+from search.study.facts import LOOKS_FOR_ENSEMBLE
 from search.study.finalists import finalists_seconds
 from search.study.refit import affordable, refit_seconds
 from search.study.search_study import SearchStudy
@@ -182,3 +184,5 @@ def test_an_ensemble_is_looked_for_where_heads_and_fine_tunes_can_be_in_it(folde
     while end_trial(study, 1.0) != "full":
         pass
     assert len(pool_of(study)) > 1
+    study._study.set_user_attr(LOOKS_FOR_ENSEMBLE, False)  # as one of old, whose answer is to stay
+    assert pool_of(study) == []
