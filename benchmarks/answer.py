@@ -15,8 +15,8 @@ as a person would: `export`, then `predict` on a folder of PNG files.
 Training and validation images are drawn anew for each seed. The test images of Fashion-MNIST are 4,000 of
 its own 10,000, without the ten that the search's spec names. Prints one JSON line an arm and seed:
 `test_accuracy`, wall `seconds` from the process's start to its end, the `load` of the machine as it began,
-how many trials ran, what won, and what was made of it. Wall times, and with them what is found in them, mean nothing on a machine
-that others use.
+how many trials ran, what won, and what was made of it. Wall times, and with them what is found in them, mean
+nothing on a machine that others use.
 """
 
 from __future__ import annotations
