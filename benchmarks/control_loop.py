@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def main() -> None:
             timed(seconds, owner, name)
     whole = time.perf_counter()
     timed(seconds, running, "run_trials")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
         spec = read_spec(SPEC.format(**vars(asked)), [f"tracking.uri=sqlite:///{folder}/mlflow.db"])
         home = Home(Path(folder) / "nothing")
         home.make()

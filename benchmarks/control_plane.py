@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def measured(trials: int, cpus: int, sleep: float, sampler: str) -> dict[str, An
             timed(seconds, owner, name)
     timed(seconds, running, "run_trials")
     Sleep.seconds = sleep
-    with tempfile.TemporaryDirectory() as folder, local_ray(cpus=cpus):
+    with tempfile.TemporaryDirectory() as folder, chdir(folder), local_ray(cpus=cpus):
         text = SPEC.format(trials=trials, epochs=1, workers=cpus)
         home = Home(Path(folder) / "nothing")
         home.make()

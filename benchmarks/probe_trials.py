@@ -26,6 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the spec")
     asked = parser.parse_args()
     clock, rows = Clock(), []
-    with tempfile.TemporaryDirectory() as name, local_ray(preloaded=True):
+    with tempfile.TemporaryDirectory() as name, chdir(name), local_ray(preloaded=True):
         folder = Path(name)
         text = (DATA["images"] + SPEC).format(trials=asked.trials, epochs=8, size=96, seed=0, workers=WORKERS)
         same = [

@@ -18,6 +18,7 @@ import json
 import os
 import statistics
 import tempfile
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96])
     parser.add_argument("--policies", nargs="+", default=["none", "flip_crop"])
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, local_ray(preloaded=True):
+    with tempfile.TemporaryDirectory() as name, chdir(name), local_ray(preloaded=True):
         folder = Path(name)
         text = SPEC.format(**vars(asked), folder=folder)
         count = 2 * len(asked.sizes) * len(asked.policies)
