@@ -12,7 +12,8 @@ everything and nothing; with `--set` it is another one, e.g. of fine-tuning tria
 
 Prints one JSON line: of each search the wall seconds a trial; the same less the mean seconds in which a
 worker trained and measured, over the workers (`beside_arithmetic`); what share of the cores' time the
-process that sends to MLflow took; and the medians' ratio.
+process that sends to MLflow took; how many epochs a trial ran, without which two searches are not alike; and
+the medians' ratio.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def make_ensemble(
     refit: Callable[[Sequence[Winner]], bool],
     *,
     at_once: int,
-    seconds: float | None,
+    until: float | None,
 ) -> Tracker | None:
     """Makes the ensemble of a search's best trials where it pays; the tracker that was told of it, if any.
 
@@ -49,7 +49,7 @@ def make_ensemble(
         console: is told what was found.
         refit: refits members, and says whether that came to its end; if not, there is no ensemble yet.
         at_once: how many refits run at a time.
-        seconds: that are left for them; None: any.
+        until: when there is no more time for them, on the monotonic clock; None: never.
     """
     began, pool = time.perf_counter(), search.pool
     folders = {number: search.home.trial(number) / MODEL_FOLDER for number in pool}
@@ -62,7 +62,7 @@ def make_ensemble(
         chosen = select(logits, data.labels[data.splits["validation"]])
         shares = {alike[index]: share for index, share in chosen.shares.items()}
         told = _told(chosen, shares, alike)
-        left = None if seconds is None else seconds - (time.perf_counter() - began)
+        left = None if until is None else until - time.monotonic()
         are_refitted = search.study.is_refitted and chosen.pays
         which = affordable(search.study, list(shares), at_once, left) if are_refitted else []
         members = search.members(which)

@@ -118,7 +118,9 @@ def run_search(
             device_hours = max(0.0, spec.search.device_hours - study.device_seconds / 3600)
         left = study.progress().left + study.progress().running
         tell(console, f"{spec.name}: {left} trials to go, of up to {spec.search.max_epochs} epochs")
-        until = None if seconds is None else time.monotonic() + seconds
+        until = None if device_hours is None else 0.0  # of hours, what is kept is for the winner's
+        if seconds is not None:
+            until = time.monotonic() + seconds
         try:
             config = trial_config(spec, rule=study.rule, passes=passes)
             outcome = run(study, home, trackers[0], config, seconds=seconds, hours=device_hours)
@@ -152,10 +154,8 @@ def run_search(
 
         if outcome is not Outcome.STOPPED and search.lacks_ensemble:
             settled = trial_config(spec, rule=study.rule)
-            limited = None if device_hours is None else 0.0
-            rest = limited if until is None else until - time.monotonic()
             at_once = Capacity(spec).at_once
-            made = make_ensemble(search, settled, trackers[0], console, refit, at_once=at_once, seconds=rest)
+            made = make_ensemble(search, settled, trackers[0], console, refit, at_once=at_once, until=until)
             if made is not None:
                 trackers.append(made)
                 stack.callback(made.abort)

@@ -197,8 +197,9 @@ class Search(Section):
     best configurations are tried first. `device_hours` bounds the hours that trials hold GPUs, or CPUs where
     they take no GPU. With `refit` the winner's configuration is trained once more in the end, on training and
     validation images together. With `ensemble: N` the best N trials' probabilities are averaged, if that is
-    better than the winner alone; `auto` does so where solved heads and fine-tunes are among the best. With
-    `conformal: 0.9` an export gives sets of classes too, which hold the true one of 90 % of new images.
+    better than the winner alone; `auto` does so where fine-tunes are among the best of a search that solves
+    heads too. With `conformal: 0.9` an export gives sets of classes too, which hold the true one of 90 % of
+    new images.
     """
 
     objective: dict[Metric, Direction] = Field({"val_accuracy": "maximize"}, min_length=1)
@@ -217,6 +218,11 @@ class Search(Section):
     seed: int = Field(0, ge=0)
     retries: int = Field(1, ge=0, le=10)
     start_from: str | None = Field(None, min_length=1)
+
+    @property
+    def costs(self) -> list[str]:
+        """The costs of one model that it looks at."""
+        return [name for name in (*self.objective, *self.constraints) if name in COSTS]
 
     @model_validator(mode="before")
     @classmethod
@@ -242,11 +248,9 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _one_model(self) -> Search:
-        if self.ensemble not in (0, AUTO) and (
-            costs := [name for name in (*self.objective, *self.constraints) if name in COSTS]
-        ):
+        if self.ensemble not in (0, AUTO) and self.costs:
             raise ValueError(
-                f"ensemble is several models, which {', '.join(costs)} says nothing of; leave it out"
+                f"ensemble is several models, which {', '.join(self.costs)} says nothing of; leave it out"
             )
         return self
 

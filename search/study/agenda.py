@@ -28,7 +28,6 @@ from search.study import space
 from search.study.portfolio import portfolio
 from search.study.recipes import RECIPES, SHARE, most_trials, offered, recipe_of
 from search.study.trials import seconds_of
-from trainables.record import COSTS
 
 __all__ = ["PHASE", "SCREEN", "TUNE", "Agenda", "Step", "agenda_notes", "cores_worth", "pool_size"]
 
@@ -215,7 +214,7 @@ def pool_size(spec: SearchSpec) -> int:
         return 0
     if spec.search.ensemble != "auto":
         return spec.search.ensemble
-    return _POOL if Agenda.has(spec) and not any(name in COSTS for name in spec.search.constraints) else 0
+    return _POOL if Agenda.has(spec) and not spec.search.costs else 0
 
 
 def agenda_notes(spec: SearchSpec) -> list[str]:
